@@ -65,6 +65,7 @@ if TYPE_CHECKING:
         load_callbacks,
     )
     from dstack_core.models.configurations import Configuration, PortMapping, RegistryAuth, Service, Task
+    from dstack_core.models.costs import CostRow
     from dstack_core.models.events import (
         ContactLost,
         ContactRestored,
@@ -214,6 +215,7 @@ _HOMES = {
         "RunUserError",
     ),
     "models.outcome_dict": ("OutcomeDict",),
+    "models.costs": ("CostRow",),
     "models.plan": ("GpuOffers", "Offers", "Offer", "Plan"),
     "models.profiles": ("Profile", "RetryPolicy"),
     "models.progress": ("LogCursor", "Progress", "ReportedSoFar"),
@@ -257,6 +259,7 @@ __all__ = [
     "ConfigurationLike",
     "ContactLost",
     "ContactRestored",
+    "CostRow",
     "DstackError",
     "Event",
     "EventRecord",

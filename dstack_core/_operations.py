@@ -12,6 +12,7 @@ import logging
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -56,6 +57,7 @@ from dstack_core.errors import ConfigurationError
 from dstack_core.models.account import Project, User
 from dstack_core.models.configurations import Configuration, Task
 from dstack_core.models.cost_limits import check_max_cost, refuse_update
+from dstack_core.models.costs import CostRow
 from dstack_core.models.options import (
     SubmitOptions,
     check_choice,
@@ -324,6 +326,22 @@ class Operations:
         """Read the metrics of the jobs with that node and replica, None for all."""
         most = MOST_VALUES if limit is None else check_limit(limit)
         return self.retried(read_metrics(self.api, run, node=node, replica=replica, limit=most))
+
+    def costs(
+        self,
+        by: str | Sequence[str],
+        since: datetime | str | int | None,
+        until: datetime | str | int | None,
+        marker_prefix: str | None,
+        tags: Mapping[str, str] | None,
+    ) -> Flow[list[CostRow]]:
+        """Check the input now; the flow adds up what the project's runs have cost."""
+        # Only a caller of it pays for the import.
+        from dstack_core._flow.costs import cost_query, read_costs
+
+        now = datetime.fromtimestamp(self.wall_clock(), UTC)
+        query = cost_query(by, since, until, now, marker_prefix=marker_prefix, tags=tags)
+        return self.retried(read_costs(self.api, query))
 
     def user(self) -> Flow[User]:
         """Fetch the user whom the token belongs to."""

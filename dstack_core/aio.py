@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import builtins
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from datetime import datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, Unpack
 
@@ -22,6 +23,7 @@ from dstack_core.aio_collections import AsyncBackendCollection, AsyncProjectColl
 from dstack_core.aio_run import AsyncRun
 from dstack_core.configurations import ConfigurationLike
 from dstack_core.models.account import User
+from dstack_core.models.costs import CostRow
 from dstack_core.models.events import Event
 from dstack_core.models.options import KeywordOptions, SubmitOptions
 from dstack_core.models.plan import Offers, Plan
@@ -176,6 +178,35 @@ class AsyncClient(ClientBase[AsyncTransport]):
             },
             limit,
         )
+        return await _adrive.arun(flow, self._transport)
+
+    async def costs(
+        self,
+        *,
+        by: str | Sequence[str] = "owner",
+        since: datetime | str | int | None = None,
+        until: datetime | str | int | None = None,
+        marker_prefix: str | None = None,
+        tags: Mapping[str, str] | None = None,
+    ) -> list[CostRow]:
+        """Return what the project's runs have cost: the twin of ``Client.costs``, which has the details.
+
+        Args:
+            by: How runs are grouped: ``"owner"``, ``"dag"``, ``"flow"``, ``"task"``, ``"user"``, ``"gpu"``,
+                ``"day"``, ``"name"``, ``"status"`` or ``"tag:KEY"``; or several of these.
+            since: Only runs submitted from then on: a ``datetime``, a date, or a duration until now.
+            until: Only runs submitted before then, likewise.
+            marker_prefix: Only runs whose marker begins so.
+            tags: Only runs that have these tags.
+
+        Returns:
+            The groups, the most expensive first; costs are exact sums.
+
+        Raises:
+            ConfigurationError: An argument is wrong; nothing was sent.
+            ServerError: The server errors.
+        """
+        flow = self._operations.costs(by, since, until, marker_prefix, tags)
         return await _adrive.arun(flow, self._transport)
 
     async def user(self) -> User:

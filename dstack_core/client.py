@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 from collections.abc import Callable, Collection, Mapping, Sequence
+from datetime import datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, Unpack
 
@@ -16,6 +17,7 @@ from dstack_core._wire.runs import RunSnapshot
 from dstack_core.collections import BackendCollection, ProjectCollection, RepoCollection
 from dstack_core.configurations import ConfigurationLike
 from dstack_core.models.account import User
+from dstack_core.models.costs import CostRow
 from dstack_core.models.events import Event
 from dstack_core.models.options import KeywordOptions, SubmitOptions
 from dstack_core.models.plan import Offers, Plan
@@ -173,6 +175,45 @@ class Client(ClientBase[BlockingTransport]):
             },
             limit,
         )
+        return _drive.run(flow, self._transport)
+
+    def costs(
+        self,
+        *,
+        by: str | Sequence[str] = "owner",
+        since: datetime | str | int | None = None,
+        until: datetime | str | int | None = None,
+        marker_prefix: str | None = None,
+        tags: Mapping[str, str] | None = None,
+    ) -> list[CostRow]:
+        """Return what the project's runs have cost, as the server counts it.
+
+        Replaced and deleted runs count too. A run counts whole, by the time of its submission.
+
+        Args:
+            by: How runs are grouped: ``"owner"`` (the DAG of an Airflow task, the kind of other owners),
+                ``"dag"``, ``"flow"``, ``"task"``, ``"user"``, ``"gpu"``, ``"day"`` (UTC), ``"name"``,
+                ``"status"`` or ``"tag:KEY"``; or several of these. ``"flow"`` and a Prefect ``"task"`` are
+                those of the automatic tags, which servers before 0.19.5 do not keep.
+            since: Only runs submitted from then on: a ``datetime``, a date such as ``"2026-11-30"`` (UTC), or
+                a duration until now such as ``"7d"``. Default: all.
+            until: Only runs submitted before then, likewise. Default: all.
+            marker_prefix: Only runs whose marker begins so, such as ``"airflow:train/"``. Default: all.
+            tags: Only runs that have these tags. Default: all.
+
+        Returns:
+            The groups, the most expensive first. Costs are the exact sums of the server's numbers, which have
+            four decimals: nothing is rounded here.
+
+        Raises:
+            ConfigurationError: An argument is wrong; nothing was sent.
+            ProjectNotFoundError: The server has no such project.
+            ServerError: The other server errors.
+
+        Example:
+            ``print(sum(row.cost for row in client.costs(by="dag", since="30d")))``
+        """
+        flow = self._operations.costs(by, since, until, marker_prefix, tags)
         return _drive.run(flow, self._transport)
 
     def user(self) -> User:

@@ -123,8 +123,16 @@ def offers(options: Namespace) -> int:
 def cost(options: Namespace) -> int:
     """Show what runs have cost."""
     with _client(options) as client:
-        as_json = options.output == "json"
-        _print(show_costs(client, by=options.by, since=options.since, as_json=as_json, style=_style()))
+        text = show_costs(
+            client,
+            by=options.by,
+            since=options.since,
+            until=options.until,
+            as_json=options.output == "json",
+            as_csv=options.csv,
+            style=_style(),
+        )
+        _print(text)
     return 0
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from dstack_core._command import actions
 from dstack_core.errors import ConfigurationError, DstackError
-from dstack_core.integration.run_lists import cost_rows
+from dstack_core.integration.run_lists import COST_KEYS, cost_rows
 
 _EPILOG = """\
 The server, the project and the token come from DSTACK_SERVER_URL, DSTACK_PROJECT and DSTACK_TOKEN, else from
@@ -96,8 +96,12 @@ def _group(text: str) -> str:
     return _checked(text, by=text)
 
 
-def _duration(text: str) -> str:
+def _since(text: str) -> str:
     return _checked(text, since=text)
+
+
+def _until(text: str) -> str:
+    return _checked(text, until=text)
 
 
 def _checked(text: str, **options: Any) -> str:
@@ -182,11 +186,12 @@ attach NAME -- sh -c 'cd /workflow; ls | wc -l'"""
     offers.add_argument("-n", "--limit", type=_whole(1), default=20, help="how many to show (default: 20)")
     _output(offers)
 
-    cost = add("cost", actions.cost, "Show what runs have cost, by owner, name, status, day or tag")
-    cost.add_argument(
-        "--by", type=_group, default="owner", help="owner, name, status, day or tag:KEY (default: owner)"
-    )
-    cost.add_argument("--since", type=_duration, help="only runs submitted within this duration, such as 7d")
+    cost = add("cost", actions.cost, "Show what runs have cost, by owner, task, user, GPU, day or tag")
+    cost.add_argument("--by", type=_group, default="owner", help=f"{COST_KEYS} (default: owner)")
+    since = "only runs submitted within this duration, such as 7d, or since this date"
+    cost.add_argument("--since", type=_since, help=since)
+    cost.add_argument("--until", type=_until, help="only runs submitted before this, likewise")
+    cost.add_argument("--csv", action="store_true", help="print CSV")
     _output(cost)
 
     doctor = add("doctor", actions.doctor, "Check the way from this machine to a run, and name what to do")

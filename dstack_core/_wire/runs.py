@@ -118,6 +118,7 @@ class RunSnapshot:
     ``configuration_path`` (PROTOCOL 1.4). ``env`` stays out of the repr: its values may be secrets.
     ``hold_seconds`` is how long its container is held after its commands have failed; None: not at all.
     ``waits`` is what it waits for before its start. ``cost_limit`` is what it may cost.
+    ``user`` is who submitted it.
     ``has_pages``: the server's UI has a page for a run's log, and one for its metrics.
     """
 
@@ -142,6 +143,7 @@ class RunSnapshot:
     hold_seconds: int | None = None
     tags: Mapping[str, str] = field(default_factory=dict)
     cost_limit: CostLimit | None = None
+    user: str = ""
 
     @property
     def is_active(self) -> bool:
@@ -209,6 +211,7 @@ def parse_run(data: Mapping[str, Any]) -> RunSnapshot:
         hold_seconds=_hold_seconds(spec),
         tags=_tags(spec),
         cost_limit=CostLimit.from_env(env) if env else None,
+        user=text(data.get("user")) or "",
     )
 
 

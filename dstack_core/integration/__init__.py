@@ -54,8 +54,8 @@ from dstack_core.integration.outcome_text import (
 )
 from dstack_core.integration.relay import DEFAULT_LOG_BUDGET, LogRelay, RecordLimits, describe_progress
 from dstack_core.integration.run_lists import (
-    CostRow,
     RunRow,
+    cost_csv,
     cost_rows,
     cost_table,
     is_held_for_a_shell,
@@ -102,7 +102,6 @@ __all__ = [
     "Attempt",
     "AttemptNames",
     "CallbackNotifier",
-    "CostRow",
     "FailureCategory",
     "Finding",
     "FunctionCall",
@@ -132,6 +131,7 @@ __all__ = [
     "code_digest",
     "collect_secrets",
     "command_limits",
+    "cost_csv",
     "cost_rows",
     "cost_table",
     "describe_end",

@@ -5,19 +5,23 @@ The command lines of all hosts show the same columns, so they are made here; a h
 
 from __future__ import annotations
 
+import csv
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
+from decimal import Decimal
+from io import StringIO
 from typing import IO, TYPE_CHECKING, Any, TypeAlias
 
 from dstack_core import clock
-from dstack_core.errors import ConfigurationError, DstackError
+from dstack_core._flow.costs import cost_query
+from dstack_core.errors import DstackError
 from dstack_core.integration.command_line import PLAIN, TextStyle, text_table
 from dstack_core.integration.doctor_network import Finding, describe_finding
+from dstack_core.models.costs import CostRow
 from dstack_core.models.durations import format_duration
 from dstack_core.models.money import format_usd
-from dstack_core.models.options import duration_seconds
 
 if TYPE_CHECKING:
     from dstack_core._run_base import RunBase
@@ -25,6 +29,10 @@ if TYPE_CHECKING:
     from dstack_core.run import Run
 
     AnyRun: TypeAlias = RunBase[Any]
+
+
+# The help of ``--by`` in commands.
+COST_KEYS = "owner, dag, flow, task, user, gpu, day, name, status or tag:KEY; several with commas"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,15 +55,6 @@ class RunRow:
     cost: float
     owner: str
     message: str
-
-
-@dataclass(frozen=True, slots=True)
-class CostRow:
-    """What a group of runs has cost: its name, the number of runs, and USD."""
-
-    group: str
-    runs: int
-    cost: float
 
 
 def is_held_for_a_shell(run: Run) -> bool:
@@ -98,56 +97,36 @@ def _message(run: AnyRun, is_held: Callable[[Any], bool] | None) -> str:
 
 
 def cost_rows(
-    runs: Iterable[AnyRun], *, by: str = "owner", since: str | int | None = None, now: datetime | None = None
+    runs: Iterable[AnyRun],
+    *,
+    by: str | Sequence[str] = "owner",
+    since: datetime | str | int | None = None,
+    until: datetime | str | int | None = None,
+    now: datetime | None = None,
 ) -> list[CostRow]:
-    """Return what runs have cost in groups, the most expensive first.
+    """Return what runs have cost in groups, the most expensive first; ``client.costs`` reads them, too.
 
     Args:
         runs: The runs, such as ``client.runs.list(all=True)``.
-        by: ``"owner"`` (the DAG of an Airflow task, the kind of other owners), ``"name"``, ``"status"``,
-            ``"day"`` (of the submission, UTC), or ``"tag:KEY"``.
-        since: Only runs submitted within this duration: seconds, or a text such as ``"7d"``. Default: all.
-        now: The time ``since`` counts back from (aware). Default: now.
+        by: As for ``client.costs``.
+        since: Only runs submitted from then on: a ``datetime``, a date, or a duration until ``now`` (seconds,
+            or a text such as ``"7d"``). Default: all.
+        until: Only runs submitted before then, likewise. Default: all.
+        now: The time that durations count back from (aware). Default: now.
 
     Returns:
         The groups. Runs without an owner or the tag are in the group ``"-"``.
 
     Raises:
-        ConfigurationError: ``by`` or ``since`` is wrong.
+        ConfigurationError: ``by``, ``since`` or ``until`` is wrong.
 
     Example:
         ``cost_rows(client.runs.list(all=True), by="tag:team", since="30d")``
     """
-    key = _group_of(by)
-    oldest = None if since is None else (now or clock.now()) - timedelta(seconds=_seconds(since))
-    groups: dict[str, list[float]] = {}
+    query = cost_query(by, since, until, now or clock.now())
     for run in runs:
-        if oldest is None or run.submitted_at >= oldest:
-            groups.setdefault(key(run) or "-", []).append(run.cost)
-    rows = [CostRow(group, len(costs), sum(costs)) for group, costs in groups.items()]
-    return sorted(rows, key=lambda row: (-row.cost, row.group))
-
-
-def _group_of(by: str) -> Callable[[AnyRun], str]:
-    kind, _, tag = by.partition(":")
-    if kind == "tag" and tag:
-        return lambda run: run.tags.get(tag, "")
-    groups: dict[str, Callable[[AnyRun], str]] = {
-        "owner": lambda run: (run.marker or "").partition("/")[0] if ":" in (run.marker or "") else "",
-        "name": lambda run: run.name,
-        "status": lambda run: run.raw_status,
-        "day": lambda run: f"{run.submitted_at.astimezone(UTC):%Y-%m-%d}",
-    }
-    if by not in groups:
-        raise ConfigurationError(f"by: expected {', '.join(groups)} or tag:KEY, got {by!r}.")
-    return groups[by]
-
-
-def _seconds(since: str | int) -> float:
-    try:
-        return duration_seconds(since)
-    except (TypeError, ValueError):
-        raise ConfigurationError(f"since: expected a duration such as 7d or 12h, got {since!r}.") from None
+        query.add(run._snapshot)
+    return query.rows()
 
 
 def show_runs(
@@ -191,20 +170,35 @@ def show_runs(
 def show_costs(
     client: Client,
     *,
-    by: str,
-    since: str | int | None,
+    by: str | Sequence[str],
+    since: datetime | str | int | None,
+    until: datetime | str | int | None = None,
+    marker_prefix: str | None = None,
+    tags: Mapping[str, str] | None = None,
     as_json: bool = False,
+    as_csv: bool = False,
     indent: int | None = 2,
     style: TextStyle = PLAIN,
 ) -> str:
-    """Return what the runs of a project have cost as a command shows it: ``cost_rows`` as a table or JSON.
+    """Return what the runs of a project have cost as a command shows it: ``client.costs`` as text or data.
 
-    ``by`` and ``since`` are checked before the runs are read, which may take many pages. Raises the errors of
-    ``cost_rows``, ``ProjectNotFoundError`` and the other server errors.
+    The table has two decimals, below 1 USD four; its total is the sum of the exact costs, not of what is
+    shown. CSV and JSON have the exact costs. Raises the errors of ``client.costs``.
     """
-    cost_rows([], by=by, since=since)
-    rows = cost_rows(client.runs.list(all=True), by=by, since=since)
+    rows = client.costs(by=by, since=since, until=until, marker_prefix=marker_prefix, tags=tags)
+    if as_csv:
+        return cost_csv(rows, by)
     return rows_json(rows, indent=indent) if as_json else cost_table(rows, style)
+
+
+def cost_csv(rows: Sequence[CostRow], by: str | Sequence[str]) -> str:
+    """Return the rows as CSV with a header: the keys of ``by``, then ``runs`` and ``cost_usd``."""
+    keys = [each.strip() for each in by.split(",")] if isinstance(by, str) else list(by)
+    text = StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*keys, "runs", "cost_usd"])
+    writer.writerows([*(row.keys[key] for key in keys), row.runs, f"{row.cost:.4f}"] for row in rows)
+    return text.getvalue().rstrip("\n")
 
 
 def show_findings(
@@ -233,6 +227,8 @@ def rows_json(rows: Iterable[Any], *, indent: int | None = 2) -> str:
 
 
 def _json_value(value: object) -> object:
+    if isinstance(value, Decimal):
+        return float(value)
     return value.isoformat() if isinstance(value, datetime) else str(value)
 
 
@@ -257,5 +253,6 @@ def run_table(rows: Sequence[RunRow], now: datetime | None = None, style: TextSt
 def cost_table(rows: Sequence[CostRow], style: TextStyle = PLAIN) -> str:
     """Return the rows as a table of text, with their sum."""
     cells = [(row.group, str(row.runs), format_usd(row.cost)) for row in rows]
-    total = ("TOTAL", str(sum(row.runs for row in rows)), format_usd(sum(row.cost for row in rows)))
+    spent = sum((row.cost for row in rows), Decimal(0))
+    total = ("TOTAL", str(sum(row.runs for row in rows)), format_usd(spent))
     return text_table(("GROUP", "RUNS", "COST"), [*cells, total], style, whole=(1, 2))

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import io
 from datetime import UTC, datetime
+from decimal import Decimal
 
 import pytest
 
+from dstack_core import CostRow
 from dstack_core.integration import (
-    CostRow,
     Finding,
     RunRow,
     TextStyle,
@@ -38,7 +39,7 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_tables_of_runs_and_costs_are_whole_unless_a_terminal_is_narrow() -> None:
     owner = f"airflow:etl/manual__2026-11-27T21:44:24.740481+00:00/{'t' * 60}/1of2"
     run = RunRow("run-1", "running", datetime.now(UTC), 1.0, owner, "")
-    cost = CostRow(owner, 1, 1.0)
+    cost = CostRow(owner, 1, Decimal("1.0"))
     assert owner in run_table([run])
     assert owner in cost_table([cost])
     assert owner in run_table([run], style=TextStyle(width=300))

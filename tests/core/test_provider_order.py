@@ -74,6 +74,7 @@ LAYERS: dict[str, list[set[str]]] = {
             "_function_result",
             "_tags",
             "retry_conditions",
+            "run_dict",
         },
         # What is submitted, and where a run is shown in Prefect.
         {"_log_relay", "_options", "_report"},

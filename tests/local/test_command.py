@@ -278,8 +278,14 @@ def _is_alive(pid: int) -> bool:
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        ("cost --by colour", "argument --by: expected owner, name, status, day or tag:KEY, got 'colour'"),
-        ("cost --since soon", "argument --since: expected a duration such as 7d or 12h, got 'soon'"),
+        (
+            "cost --by colour",
+            "argument --by: expected owner, dag, flow, task, user, gpu, name, status, day or tag:KEY, got 'colour'",
+        ),
+        (
+            "cost --since soon",
+            "argument --since: expected a duration such as 7d or 12h, or a date such as 2026-11-30, got 'soon'",
+        ),
         ("offers --limit 0", "argument -n/--limit: expected a whole number, 1 or more, got 0"),
         ("offers --max-price nan", "argument --max-price: expected a number greater than 0, got nan"),
         ("stop a --timeout=-1", "argument --timeout: expected a number greater than 0, got -1"),

@@ -37,7 +37,7 @@ def connection(dag_runner: DagRunner, server: LocalServer) -> Iterator[str]:
 def test_runs_of_tasks_are_listed_and_what_they_cost(server: LocalServer, connection: str) -> None:
     with server.client() as client:
         for name, marker in (
-            ("of-a-task", "airflow:train/manual__1/fit/1of1#abc/1"),
+            ("of-a-task", "airflow:train/manual__1/fit/1of1#abcdef"),
             ("of-a-user", "user:me"),
         ):
             client.runs.submit(Task(commands=["true"]), name, marker=marker).wait(60, poll_interval=0.1)
@@ -50,6 +50,9 @@ def test_runs_of_tasks_are_listed_and_what_they_cost(server: LocalServer, connec
     costs = airflow("dstack", "cost", "--conn-id", connection, "-o", "json")
     assert costs.returncode == 0, costs.stderr
     assert {row["group"] for row in json_in(costs.stdout)} >= {"airflow:train", "user:me"}
+    of_dag = airflow("dstack", "cost", "--conn-id", connection, "--dag", "train", "--since", "1d", "--csv")
+    assert of_dag.stdout.splitlines()[-2:][0] == "task,runs,cost_usd"
+    assert of_dag.stdout.splitlines()[-1].startswith("fit,1,0.")
     wrong = airflow("dstack", "cost", "--conn-id", connection, "--by", "colour")
     assert (wrong.returncode, "--by: expected owner" in wrong.stderr) == (1, True)
     missing = airflow("dstack", "ps", "--conn-id", "no_such_connection")

@@ -44,6 +44,12 @@ def test_runs_of_flow_runs_are_listed_and_what_they_cost(
     assert {"of-a-flow", "of-a-user"} <= {line.split()[0] for line in out.splitlines()}
     _, out, _ = shown(capsys, "cost", "-o", "json")
     assert "user:me" in {row["group"] for row in json.loads(out)}
+    with dstack.client() as client:
+        tags = {"prefect-flow": "train-nightly", "prefect-task": "fit"}
+        client.runs.submit(Task(commands=["true"]), "tagged", tags=tags).wait(60, poll_interval=0.1)
+    _, out, _ = shown(capsys, "cost", "--flow", "Train nightly", "--since", "1d", "--csv")
+    assert out.splitlines()[0] == "task,runs,cost_usd"
+    assert [line.rpartition(",")[0] for line in out.splitlines()[1:]] == ["fit,1"]
     status, _, err = shown(capsys, "cost", "--by", "colour")
     assert (status, err.startswith("by: expected owner")) == (1, True)
 

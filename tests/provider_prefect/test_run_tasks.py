@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import threading
-from typing import Any
+from typing import Any, get_type_hints
 from uuid import UUID
 
 import pytest
@@ -14,6 +14,7 @@ from prefect.client.orchestration import get_client
 from prefect.runtime import flow_run
 from prefect.states import Cancelling
 from prefect.task_runners import ThreadPoolTaskRunner
+from pydantic import TypeAdapter
 
 import prefect_dstack
 from dstack_core import (
@@ -25,6 +26,7 @@ from dstack_core import (
 from dstack_core.local import LocalServer
 from prefect_dstack import (
     DstackCredentials,
+    RunDict,
     _cancellation,
     aget_run,
     arun_and_report,
@@ -84,6 +86,10 @@ def test_step_by_step(dstack: LocalServer, credentials: DstackCredentials) -> No
 
     flow_run_id, submitted, outcome, seen = steps()
     run = the_run(dstack)
+    for each in (submitted, seen):
+        assert TypeAdapter(RunDict).validate_python(each, strict=True) == each
+        assert set(get_type_hints(RunDict)) >= set(each) >= RunDict.__required_keys__
+    assert set(submitted) == set(get_type_hints(RunDict))
     assert (submitted["run_id"], submitted["url"], submitted["marker"]) == (run.id, run.url, run.marker)
     assert outcome == seen["outcome"] == outcome_of(run).to_dict()
     assert seen["status"] == "done"

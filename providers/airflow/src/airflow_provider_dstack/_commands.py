@@ -66,18 +66,22 @@ def ps(args: Namespace) -> str:
 
 
 def cost(args: Namespace) -> str:
-    """Return what runs have cost."""
+    """Return what runs have cost, those of all owners unless ``args.dag``."""
+    by = args.by or ("task" if args.dag else "owner")
     try:
         # An error names the option, and comes before the connection is read.
-        cost_rows([], by=args.by, since=args.since)
+        cost_rows([], by=by, since=args.since, until=args.until)
     except ConfigurationError as error:
         raise SystemExit(f"--{error.message}") from None
     with _client(args) as client:
         return show_costs(
             client,
-            by=args.by,
+            by=by,
             since=args.since,
+            until=args.until,
+            marker_prefix=f"airflow:{args.dag}/" if args.dag else None,
             as_json=args.output == "json",
+            as_csv=args.csv,
             indent=None,
             style=TextStyle.of(sys.stdout),
         )

@@ -33,6 +33,10 @@ Reads Airflow's database: run it where the scheduler or the API server runs. Try
 _DOCTOR = """\
 Check each step from this machine to a container of dstack (connection, network, TLS, version, clocks, token,
 project, machines, SSH), and the health of Airflow. Nothing is submitted or changed."""
+# As in the core, which Airflow's other commands do not import.
+_COST_KEYS = """\
+owner, dag, flow, task, user, gpu, day, name, status or tag:KEY; several with commas (default: owner; with
+--dag: task)"""
 _EXIT = "Exit code: 0, or 1 when a server does not answer or a run could not be stopped."
 
 
@@ -63,8 +67,11 @@ def get_cli_commands() -> list[CLICommand]:
         help="Show what dstack runs have cost",
         func=cost,
         args=(
-            _option("--by", help="owner, name, status, day or tag:KEY (default: owner)", default="owner"),
-            _option("--since", help="Only runs submitted within this duration, such as 7d"),
+            _option("--by", help=_COST_KEYS),
+            _option("--dag", help="Only runs of this DAG's tasks"),
+            _option("--since", help="Only runs submitted within this duration, such as 7d, or since a date"),
+            _option("--until", help="Only runs submitted before this, likewise"),
+            _option("--csv", help="Print CSV", action="store_true"),
             connection,
             project,
             output,

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from prefect_dstack.fleets import acreate_fleet, adelete_fleet, create_fleet, delete_fleet, dstack_fleet
     from prefect_dstack.flow_future import DstackFlowRunFuture
     from prefect_dstack.flows import arun_and_report, run_and_report
+    from prefect_dstack.run_dict import RunDict
     from prefect_dstack.worker import DstackWorker
 
 __version__ = "0.1.0"
@@ -43,6 +44,7 @@ __all__ = [
     "DstackRunHandle",
     "DstackWorker",
     "MachineOptions",
+    "RunDict",
     "RunInputs",
     "__version__",
     "acreate_fleet",
@@ -95,6 +97,10 @@ def __getattr__(name: str) -> Any:
         from prefect_dstack import fleets
 
         value = getattr(fleets, name)
+    elif name == "RunDict":
+        from prefect_dstack import run_dict
+
+        value = run_dict.RunDict
     elif name in ("RUN_INPUTS", "RunInputs"):
         from prefect_dstack import cache
 

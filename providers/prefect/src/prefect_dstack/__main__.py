@@ -92,14 +92,35 @@ def ps(
 def cost(
     *,
     credentials: _Credentials = None,
-    by: Annotated[str, Parameter(help="owner, name, status, day or tag:KEY.")] = "owner",
-    since: Annotated[str | None, Parameter(help="Only runs submitted within this, such as 7d.")] = None,
+    by: Annotated[
+        str | None,
+        Parameter(
+            help="owner, dag, flow, task, user, gpu, day, name, status or tag:KEY; several with commas. By "
+            "default owner, with --flow task."
+        ),
+    ] = None,
+    flow: Annotated[str | None, Parameter(help="Only runs of this flow's flow runs.")] = None,
+    since: Annotated[
+        str | None, Parameter(help="Only runs submitted within this, such as 7d, or since a date.")
+    ] = None,
+    until: Annotated[str | None, Parameter(help="Only runs submitted before this, likewise.")] = None,
+    csv: Annotated[bool, Parameter(negative="", help="Print CSV.")] = False,
     output: _Output = "text",
 ) -> int:
     """Show what dstack runs have cost."""
     from prefect_dstack import _commands
 
-    return _commands.show(lambda: _commands.cost(credentials, by=by, since=since, as_json=output == "json"))
+    return _commands.show(
+        lambda: _commands.cost(
+            credentials,
+            by=by or ("task" if flow else "owner"),
+            flow=flow,
+            since=since,
+            until=until,
+            as_json=output == "json",
+            as_csv=csv,
+        )
+    )
 
 
 @app.command

@@ -21,6 +21,7 @@ from dstack_core.integration import (
     show_costs,
     show_findings,
     show_runs,
+    tag_value,
 )
 from prefect_dstack import credentials as blocks
 from prefect_dstack._doctor import prefect_findings
@@ -64,11 +65,30 @@ def ps(credentials: str | None, *, finished: bool, every: bool, as_json: bool) -
         )
 
 
-def cost(credentials: str | None, *, by: str, since: str | None, as_json: bool) -> str:
-    """Return what runs have cost."""
-    cost_rows([], by=by, since=since)
+def cost(
+    credentials: str | None,
+    *,
+    by: str,
+    flow: str | None,
+    since: str | None,
+    until: str | None,
+    as_json: bool,
+    as_csv: bool,
+) -> str:
+    """Return what runs have cost, those of all owners unless ``flow``."""
+    cost_rows([], by=by, since=since, until=until)
     with _client(credentials) as client:
-        return show_costs(client, by=by, since=since, as_json=as_json, style=TextStyle.of(sys.stdout))
+        return show_costs(
+            client,
+            by=by,
+            since=since,
+            until=until,
+            # As the runs of its tasks are tagged.
+            tags={"prefect-flow": tag_value(flow, default="flow")} if flow else None,
+            as_json=as_json,
+            as_csv=as_csv,
+            style=TextStyle.of(sys.stdout),
+        )
 
 
 def doctor(credentials: str | None, *, run: str | None, as_json: bool) -> int:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from dstack_core import AsyncClient, AsyncRun, Client, OutcomeDict, Run
     from prefect_dstack._job import Job
     from prefect_dstack.credentials import DstackCredentials
+    from prefect_dstack.run_dict import RunDict
 
 T = TypeVar("T")
 
@@ -286,7 +287,7 @@ def _hide_token(job: Job, block: DstackCredentials | None) -> None:
         job.relay.masker.add([block.user_token.get_secret_value()])
 
 
-def info(run: Run | AsyncRun) -> dict[str, Any]:
+def info(run: Run | AsyncRun) -> RunDict:
     """Return the run as of the last poll; makes no request."""
     from dstack_core.integration import outcome_dict
 
@@ -300,3 +301,9 @@ def info(run: Run | AsyncRun) -> dict[str, Any]:
         "marker": run.marker,
         "outcome": None if outcome is None else outcome_dict(outcome),
     }
+
+
+def with_masking(run: Run | AsyncRun, job: Job) -> RunDict:
+    """Return the run as of the last poll, with what its values are masked by; makes no request."""
+    masking = job.masking.to_dict()
+    return {**info(run), "mask_env": masking["mask_env"], "secret_names": masking["secret_names"]}

@@ -22,7 +22,7 @@ from prefect.cache_policies import NO_CACHE
 
 from prefect_dstack import _follow
 from prefect_dstack._callbacks import note_wait
-from prefect_dstack._follow import info
+from prefect_dstack._follow import with_masking
 from prefect_dstack._job import prepare, refuse
 from prefect_dstack._names import owner_of, task_owner
 from prefect_dstack._stop import STOPPING
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from prefect_dstack._job import Job
     from prefect_dstack._options import SubmitOptions
     from prefect_dstack._secrets import GitLogin
+    from prefect_dstack.run_dict import RunDict
 
 OnActive = Literal["update", "replace", "fail"]
 
@@ -51,7 +52,7 @@ def deploy_service(
     retry_budget: float = 600.0,
     callbacks: CallbacksLike = None,
     **options: Unpack[SubmitOptions],
-) -> dict[str, Any]:
+) -> RunDict:
     """Deploy a service under a fixed name and return it once it answers; it outlives the flow run.
 
     No hook, worker or reaper stops it afterwards, and it has no ``max_duration`` unless one is given. If the
@@ -109,7 +110,7 @@ def deploy_service(
         configuration, dict(options), login, run_name, on_active, poll_interval, retry_budget, callbacks
     )
 
-    def body(client: Client) -> dict[str, Any]:
+    def body(client: Client) -> RunDict:
         run, failed = _deploy(plan, client), None
         try:
             if wait:
@@ -140,7 +141,7 @@ async def adeploy_service(
     retry_budget: float = 600.0,
     callbacks: CallbacksLike = None,
     **options: Unpack[SubmitOptions],
-) -> dict[str, Any]:
+) -> RunDict:
     """Deploy a service under a fixed name: the async twin of ``deploy_service``.
 
     Parameters, result and errors are the same.
@@ -153,7 +154,7 @@ async def adeploy_service(
         configuration, dict(options), login, run_name, on_active, poll_interval, retry_budget, callbacks
     )
 
-    async def body(client: AsyncClient) -> dict[str, Any]:
+    async def body(client: AsyncClient) -> RunDict:
         run, failed = await _adeploy(plan, client), None
         try:
             if wait:
@@ -212,12 +213,12 @@ class _Plan:
         done = "submitted" if job.is_owned else f"active, deployment {run.deployment_num}"
         job.logger.info("Service %s is %s: %s", run.name, done, run.url)
 
-    def result(self, run: Run | AsyncRun) -> dict[str, Any]:
+    def result(self, run: Run | AsyncRun) -> RunDict:
         """Return the run, after a line about where it answers."""
         if run.service_url is not None:
             url = run.browser_service_url or run.service_url
             self.job.logger.info("Service %s: %s", run.name, url)
-        return {**info(run), **self.job.masking.to_dict()}
+        return with_masking(run, self.job)
 
 
 def _plan(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from prefect.blocks.abstract import JobBlock
 from prefect.types import SecretDict
@@ -21,6 +21,9 @@ from prefect_dstack._submission import DEFAULT_REPORTS, resolve
 from prefect_dstack._tags import one_kind_of_tags
 from prefect_dstack.credentials import DstackCredentials, aload_git, load_git
 from prefect_dstack.run_handle import DstackRunHandle, cancellation_logged
+
+if TYPE_CHECKING:
+    from prefect_dstack.run_dict import RunDict
 
 
 class DstackRun(JobBlock[dict[str, Any]]):
@@ -249,6 +252,6 @@ class DstackRun(JobBlock[dict[str, Any]]):
             logger=self.logger,
         )
 
-    def _handle(self, run: dict[str, Any]) -> DstackRunHandle:
+    def _handle(self, run: RunDict) -> DstackRunHandle:
         self.logger.info("Run %s: %s", run["run_name"], run["url"])
         return DstackRunHandle(self, run)

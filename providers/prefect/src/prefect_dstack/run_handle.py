@@ -19,6 +19,7 @@ from prefect_dstack.credentials import PATIENT_TIMEOUT, open_async_client, open_
 if TYPE_CHECKING:
     from dstack_core import Event, Outcome, OutcomeDict
     from prefect_dstack.job_block import DstackRun
+    from prefect_dstack.run_dict import RunDict
 
 # For the calls that wait for nothing but a reply; a longer outage is an error that the caller sees soon.
 _RETRY_BUDGET = 30.0
@@ -31,7 +32,7 @@ class DstackRunHandle(JobRun["OutcomeDict"]):
     services).
     """
 
-    def __init__(self, block: DstackRun, run: dict[str, Any]) -> None:
+    def __init__(self, block: DstackRun, run: RunDict) -> None:
         self._block = block
         self._run = run
         self._outcome: OutcomeDict | None = None

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from dstack_core import AsyncClient, AsyncRun, CallbacksLike, Client, OutcomeDict, Run
     from dstack_core.integration import MaskEnv
     from prefect_dstack._job import Job
+    from prefect_dstack.run_dict import RunDict
 
 # For the tasks that wait for nothing but a reply; a longer outage fails the task, which may have retries.
 _BUDGET = 30.0
@@ -229,7 +230,7 @@ async def await_for_service(
 
 
 @task(cache_policy=NO_CACHE, retries=0)
-def get_run(run: RunLike, credentials: CredentialsLike = None) -> dict[str, Any] | None:
+def get_run(run: RunLike, credentials: CredentialsLike = None) -> RunDict | None:
     """Fetch a run and return it as ``submit_run`` does; None when there is no such run.
 
     ``run``: a run's name, or what ``submit_run`` returned. Raises the server errors.
@@ -240,7 +241,7 @@ def get_run(run: RunLike, credentials: CredentialsLike = None) -> dict[str, Any]
 
 
 @task(cache_policy=NO_CACHE, retries=0)
-async def aget_run(run: RunLike, credentials: CredentialsLike = None) -> dict[str, Any] | None:
+async def aget_run(run: RunLike, credentials: CredentialsLike = None) -> RunDict | None:
     """Fetch a run: the async twin of ``get_run``, with its parameters, result and errors."""
     async with open_async_client(await aload(credentials), retry_budget=_BUDGET) as client:
         found = await client.runs.get(name_of(run))
@@ -248,9 +249,7 @@ async def aget_run(run: RunLike, credentials: CredentialsLike = None) -> dict[st
 
 
 @task(cache_policy=NO_CACHE, retries=0)
-def stop_run(
-    run: RunLike, credentials: CredentialsLike = None, *, abort: bool = False
-) -> dict[str, Any] | None:
+def stop_run(run: RunLike, credentials: CredentialsLike = None, *, abort: bool = False) -> RunDict | None:
     """Stop a run and return it as ``submit_run`` does, once the server shows it stopping.
 
     A run that has ended is returned as it is.
@@ -284,7 +283,7 @@ def stop_run(
 @task(cache_policy=NO_CACHE, retries=0)
 async def astop_run(
     run: RunLike, credentials: CredentialsLike = None, *, abort: bool = False
-) -> dict[str, Any] | None:
+) -> RunDict | None:
     """Stop a run: the async twin of ``stop_run``, with its parameters, result and errors."""
     check_switches(abort=abort)
     async with open_async_client(await aload(credentials), retry_budget=_BUDGET) as client:

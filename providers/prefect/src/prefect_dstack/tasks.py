@@ -6,13 +6,13 @@ with the block and the service tasks.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Unpack
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from prefect_dstack import _follow
-from prefect_dstack._follow import info
+from prefect_dstack._follow import with_masking
 from prefect_dstack._job import OnCrash, prepare
 from prefect_dstack._log_relay import DEFAULT_LOG_BUDGET
 from prefect_dstack._submission import resolve
@@ -22,6 +22,7 @@ from prefect_dstack.retry_conditions import is_below_cost_limit
 if TYPE_CHECKING:
     from dstack_core import AsyncClient, CallbacksLike, Client, ConfigurationLike, OutcomeDict
     from prefect_dstack._options import SubmitOptions
+    from prefect_dstack.run_dict import RunDict
 
 
 @task(cache_policy=NO_CACHE, retries=0, retry_condition_fn=is_below_cost_limit)
@@ -215,7 +216,7 @@ def submit_run(
     callbacks: CallbacksLike = None,
     on_crash: OnCrash = "stop",
     **options: Unpack[SubmitOptions],
-) -> dict[str, Any]:
+) -> RunDict:
     """Submit a configuration to dstack and return its run without waiting for the end.
 
     The name, the reuse by another execution of the flow run, and what stops the run while it is being
@@ -267,10 +268,10 @@ def submit_run(
         on_crash=on_crash,
     )
 
-    def body(client: Client) -> dict[str, Any]:
+    def body(client: Client) -> RunDict:
         run = _follow.submit_only(job, client)
         job.logger.info("Run %s: %s", run.name, run.url)
-        return {**info(run), **job.masking.to_dict()}
+        return with_masking(run, job)
 
     return _follow.execute_task(job, block, body)
 
@@ -285,7 +286,7 @@ async def asubmit_run(
     callbacks: CallbacksLike = None,
     on_crash: OnCrash = "stop",
     **options: Unpack[SubmitOptions],
-) -> dict[str, Any]:
+) -> RunDict:
     """Submit a configuration to dstack and return the run: the async twin of ``submit_run``.
 
     Parameters, result and errors are the same.
@@ -300,9 +301,9 @@ async def asubmit_run(
         on_crash=on_crash,
     )
 
-    async def body(client: AsyncClient) -> dict[str, Any]:
+    async def body(client: AsyncClient) -> RunDict:
         run = await _follow.asubmit_only(job, client)
         job.logger.info("Run %s: %s", run.name, run.url)
-        return {**info(run), **job.masking.to_dict()}
+        return with_masking(run, job)
 
     return await _follow.aexecute_task(job, block, body)
