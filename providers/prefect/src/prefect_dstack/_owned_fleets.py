@@ -15,10 +15,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from prefect_dstack._checks import check_seconds, check_switches
-from prefect_dstack._job import refuse
 from prefect_dstack._names import Owner, identify_resource
 from prefect_dstack._waits import Waits, run_logger
 
@@ -124,11 +123,11 @@ def prepare_fleet(
     check_seconds(timeout=timeout, retry_budget=retry_budget)
     loaded = load_fleet(configuration)
     if name is not None and not isinstance(name, str):
-        refuse(f"name: expected the name of a fleet, got {type(name).__name__}.")
+        _refuse(f"name: expected the name of a fleet, got {type(name).__name__}.")
     if keep:
         fixed = name or loaded.name
         if not fixed:
-            refuse(
+            _refuse(
                 "name: expected one for a fleet with keep=True, by which other flow runs find it, got none."
             )
         fleet_name, marker = fixed, f"{_KEPT_MARKER}{fixed}"
@@ -166,9 +165,15 @@ def name_and_marker(kind: str, given: object) -> tuple[str, str | None]:
     name = given.get("name") if isinstance(given, Mapping) else getattr(given, "name", given)
     marker = given.get("marker") if isinstance(given, Mapping) else getattr(given, "marker", None)
     if not isinstance(name, str) or not name:
-        refuse(f"{kind}: expected a name, or what create_{kind} returned, got {given!r}.")
+        _refuse(f"{kind}: expected a name, or what create_{kind} returned, got {given!r}.")
     return name, marker if isinstance(marker, str) else None
 
 
 def _machines(number: int) -> str:
     return "1 machine" if number == 1 else f"{number} machines"
+
+
+def _refuse(message: str) -> NoReturn:
+    from dstack_core import ConfigurationError
+
+    raise ConfigurationError(message)
