@@ -30,7 +30,7 @@ CREATE_SECONDS = 1200.0
 DELETE_SECONDS = 600.0
 # Prefect kills an interrupted process 30 s after the signal, and its runs may have needed 22 s of that.
 BEFORE_THE_KILL_SECONDS = 6.0
-# The part of a configuration that holds logins, and does not tell fleets apart.
+# These hold logins, and two fleets do not differ in them alone.
 _NOT_DESCRIBED = {"ssh_config", "env"}
 _KEPT_MARKER = "prefect:fleet/"
 LEFT = "The hooks of prefect-dstack or its reaper delete it, where they are in use"
