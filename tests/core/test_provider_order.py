@@ -44,7 +44,15 @@ LAYERS: dict[str, list[set[str]]] = {
             "errors",
         },
         # One part of a task each: its connection, its record, its submission, its result.
-        {"_callbacks", "_outcome", "_previous_try", "_reap", "hooks", "retry_policies"},
+        {
+            "_callbacks",
+            "_outcome",
+            "_previous_try",
+            "_reap",
+            "_runs_of_tasks",
+            "hooks",
+            "retry_policies",
+        },
         {
             "_commands",
             "_function_call",
@@ -54,6 +62,7 @@ LAYERS: dict[str, list[set[str]]] = {
             "status_trigger",
             "triggers",
         },
+        {"service_trigger"},
         # A whole task: its threads, and how it is made from an operator's fields.
         {"_task_run"},
         {"_from_operator", "_resumed_log"},

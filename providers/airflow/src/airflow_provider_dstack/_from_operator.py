@@ -118,7 +118,6 @@ def defer(
     deferral then, and the process would end without stopping the run.
     """
     from airflow_provider_dstack._trigger_relay import save
-    from airflow_provider_dstack.triggers import DstackRunTrigger
     from dstack_core import clock
 
     if task_run.progress is None:
@@ -131,7 +130,7 @@ def defer(
             # Airflow's times are real.
             started += clock.epoch() - time.time()
         deadline = started + operator.execution_timeout.total_seconds()
-    trigger = DstackRunTrigger(
+    trigger = operator.trigger_type()(
         dstack_conn_id=operator.dstack_conn_id,
         project_name=task_run.project,
         run_name=task_run.ref.name,
@@ -196,6 +195,8 @@ def submit_arguments(operator: DstackRunOperator, context: Context) -> dict[str,
     # A run that skips the task has not failed.
     hold = read_duration(given["debug_on_failure"])
     given["debug_on_failure"] = Hold(hold, operator.skip_statuses) if operator.skip_statuses else hold
+    if isinstance(given["survive"], str):
+        given["survive"] = read_duration(given["survive"])
     given["max_price"] = read_price(given["max_price"])
     given["max_cost"] = read_price(given["max_cost"])
     given["backends"] = read_backends(given["backends"])

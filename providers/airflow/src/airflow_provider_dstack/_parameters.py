@@ -214,6 +214,22 @@ def check_hold(value: Any) -> None:
             raise ValueError(error.message) from None
 
 
+def check_survive(value: Any) -> None:
+    """Raise ``ValueError`` for a wrong ``survive`` that contains no template."""
+    # What is plainly right costs a DAG file no import of ``dstack_core``; another task's output comes later.
+    if value is None or _is_template(value) or (isinstance(value, str) and _HOLD.fullmatch(value)):
+        return
+    own = value.values() if isinstance(value, Mapping) else [value]
+    if all(isinstance(each, _LITERALS) and not _is_template(each) for each in own):
+        from dstack_core import ConfigurationError
+        from dstack_core.integration import read_survive
+
+        try:
+            read_survive(value)
+        except ConfigurationError as error:
+            raise ValueError(error.message) from None
+
+
 def _is_template(value: Any) -> bool:
     return isinstance(value, str) and ("{{" in value or "{%" in value)
 

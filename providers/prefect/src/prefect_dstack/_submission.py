@@ -138,7 +138,7 @@ def resolve(
         arguments["max_duration"] = max_duration
     # Not in what is described: with and without them it is the same run, which must be found again.
     reports, tags = arguments.pop("reports", DEFAULT_REPORTS), arguments.pop("tags", None)
-    debug = arguments.pop("debug_on_failure", None)
+    debug, survive = arguments.pop("debug_on_failure", None), arguments.pop("survive", None)
     max_cost = None if (cost := arguments.pop("max_cost", None)) is None else check_max_cost(cost)
     # A renewed secret is the same submission: another execution must find the run of the one before it.
     shown_env = {name: MASK if is_secret(value) else value for name, value in env.items()}
@@ -170,6 +170,7 @@ def resolve(
             "reports": reports,
             "tags": tags,
             "debug_on_failure": debug,
+            "survive": survive,
             "max_cost": max_cost,
         },
         described=described,
