@@ -293,7 +293,7 @@ PAGES = [
             "airflow_provider_dstack.fleets.DstackFleetOperator",
             "airflow_provider_dstack.fleets.DstackDeleteFleetOperator",
             "airflow_provider_dstack.fleets.dstack_fleet",
-            "airflow_provider_dstack.fleet_group.DstackFleetGroup",
+            "airflow_provider_dstack.fleets.DstackFleetGroup",
             "airflow_provider_dstack.reaper.DstackReapOperator",
             "airflow_provider_dstack.sensors.DstackRunSensor",
             "airflow_provider_dstack.retry_policies.DstackRetryPolicy",

@@ -174,6 +174,7 @@ def defer(
 
 def submit_arguments(operator: DstackRunOperator, context: Context) -> dict[str, Any]:
     """Return what ``runs.plan`` and ``runs.submit`` both take. Raises ``ConfigurationError``."""
+    from airflow_provider_dstack._group_fleet import on_fleet_of_group
     from airflow_provider_dstack._parameters import (
         RENAMED,
         check_masked,
@@ -183,7 +184,6 @@ def submit_arguments(operator: DstackRunOperator, context: Context) -> dict[str,
         read_price,
         with_local_paths,
     )
-    from airflow_provider_dstack.fleet_group import on_fleet_of_group
     from dstack_core import SubmitOptions
     from dstack_core.integration import Hold, check_ends
 

@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import TaskGroup
 
-from airflow_provider_dstack._compat import BaseOperator, Context
+from airflow_provider_dstack.fleet_operators import DstackDeleteFleetOperator, DstackFleetOperator
 
 if TYPE_CHECKING:
-    from airflow_provider_dstack.fleets import DstackDeleteFleetOperator, DstackFleetOperator
-    from dstack_core import Configuration, FleetConfiguration
+    from dstack_core import FleetConfiguration
 
 _GROUP_OPTIONS = ("tooltip", "ui_color", "ui_fgcolor", "prefix_group_id", "parent_group", "default_args")
 _FILES = (".yml", ".yaml")
@@ -40,8 +39,6 @@ class DstackFleetGroup(TaskGroup):
     delete: DstackDeleteFleetOperator
 
     def __init__(self, group_id: str, fleet: Mapping[str, Any], **kwargs: Any) -> None:
-        from airflow_provider_dstack.fleets import DstackDeleteFleetOperator, DstackFleetOperator
-
         super().__init__(group_id=group_id, **kwargs)
         shared = {
             name: fleet[name]
@@ -52,6 +49,11 @@ class DstackFleetGroup(TaskGroup):
             self.create = DstackFleetOperator(task_id="create_fleet", **fleet)
             self.delete = DstackDeleteFleetOperator(task_id="delete_fleet", fleet_of=self.create, **shared)
         self.delete.as_teardown(setups=self.create)
+
+    @property
+    def fleet_task_id(self) -> str:
+        """The id of the task that creates the fleet."""
+        return str(self.create.task_id)
 
     @property
     def name(self) -> str:
@@ -113,28 +115,3 @@ def dstack_fleet(
         configuration = fleet
     group = {name: kwargs.pop(name) for name in _GROUP_OPTIONS if name in kwargs}
     return DstackFleetGroup(str(group_id), {"configuration": configuration, **kwargs}, **group)
-
-
-def on_fleet_of_group(task: BaseOperator, context: Context, configuration: Configuration) -> Configuration:
-    """Return the configuration on the fleet of the innermost ``dstack_fleet`` that the task is in.
-
-    One that names ``fleets`` is returned as it is, and so is that of a task in no such group.
-    """
-    group = getattr(task, "task_group", None)
-    while group is not None and not isinstance(group, DstackFleetGroup):
-        group = group.parent_group
-    if group is None or configuration.fleets:
-        return configuration
-    name = _pulled_name(group.create, context)
-    return configuration.model_copy(update={"fleets": [name]}) if name else configuration
-
-
-def _pulled_name(create: BaseOperator, context: Context) -> str | None:
-    from airflow_provider_dstack.fleets import FLEET_NAME_KEY
-
-    ti = context["ti"]
-    # In a mapped group each index has its own fleet; elsewhere a mapped task shares that of its group.
-    is_mapped = create.get_closest_mapped_task_group() is not None
-    index = ti.map_index if is_mapped else -1
-    found = ti.xcom_pull(task_ids=create.task_id, key=FLEET_NAME_KEY, map_indexes=index)
-    return None if found is None else str(found)
