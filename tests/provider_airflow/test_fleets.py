@@ -1,4 +1,4 @@
-"""Fleets of a DAG run: created once, used by its tasks, deleted however they end, never somebody else's."""
+"""Fleets of a DAG run: created once, used by its tasks, deleted however they end, and those of other owners left alone."""
 
 from __future__ import annotations
 

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from airflow_provider_dstack.hooks import DstackHook
     from dstack_core import Client
 
-# A killed task has this much time between two looks for a fleet whose creation is still under way.
-_LOOK_AGAIN_SECONDS = 0.3
+# The pause between two requests for a fleet whose creation is still under way while its task is killed.
+_AGAIN_SECONDS = 0.3
 # How long to wait before a fleet that runs still use is deleted again.
 _IN_USE_SECONDS = 5.0
 _REAPER = "A DstackReapOperator, where one is scheduled, deletes it at its next pass."
@@ -43,9 +43,9 @@ def delete_own(
                 if client.fleets.delete(name, marker=mark, timeout=left):
                     log.warning("Fleet %s of this task is deleted.", name)
                     return True
-                if not may_appear() or left <= _LOOK_AGAIN_SECONDS:
+                if not may_appear() or left <= _AGAIN_SECONDS:
                     return True
-                time.sleep(_LOOK_AGAIN_SECONDS)
+                time.sleep(_AGAIN_SECONDS)
     except ResourceNameTakenError:
         # It was never this task's.
         return True

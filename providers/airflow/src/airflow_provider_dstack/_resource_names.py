@@ -27,7 +27,7 @@ _MARK = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class ResourceOwner:
-    """The task instance that owns a fleet or volume; ``try_number`` says nothing, every try owns it."""
+    """The task instance that owns a fleet or volume: each of its tries does."""
 
     kind: str
     dag_id: str
@@ -35,7 +35,6 @@ class ResourceOwner:
     task_id: str
     map_index: int | None
     born: str
-    try_number: int = 1
 
     @classmethod
     def of(cls, context: Context, kind: Kind, task_id: str | None = None) -> ResourceOwner:

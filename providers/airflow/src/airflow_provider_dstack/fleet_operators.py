@@ -330,7 +330,7 @@ class DstackDeleteFleetOperator(BaseOperator):
         return done
 
     def on_kill(self) -> None:
-        """End the wait; what the server has accepted is deleted all the same."""
+        """End the wait; what the server has accepted is still deleted."""
         self._killed = True
 
     def hook(self) -> DstackHook:
