@@ -103,9 +103,11 @@ if TYPE_CHECKING:
     from dstack_core.models.reports import ReportLimits
     from dstack_core.models.repos import RepoMapping
     from dstack_core.models.resources import GPU, Resources
+    from dstack_core.models.run_attempt import RunAttempt
     from dstack_core.models.secrets import secret_values
     from dstack_core.models.statuses import RunStatus, SpotPolicy
     from dstack_core.models.stops import StopResult, StopState
+    from dstack_core.models.survive import Survive
     from dstack_core.models.usage_chart import UsageChart
     from dstack_core.models.utilization import (
         Hardware,
@@ -218,6 +220,8 @@ _HOMES = {
     "models.costs": ("CostRow",),
     "models.plan": ("GpuOffers", "Offers", "Offer", "Plan"),
     "models.profiles": ("Profile", "RetryPolicy"),
+    "models.run_attempt": ("RunAttempt",),
+    "models.survive": ("Survive",),
     "models.progress": ("LogCursor", "Progress", "ReportedSoFar"),
     "models.records": ("EventRecord", "LogBytes", "Metric"),
     "models.reports": ("ReportLimits",),
@@ -315,6 +319,7 @@ __all__ = [
     "Resources",
     "RetryPolicy",
     "Run",
+    "RunAttempt",
     "RunCallbacks",
     "RunCollection",
     "RunError",
@@ -341,6 +346,7 @@ __all__ = [
     "StopResult",
     "StopState",
     "SubmitOptions",
+    "Survive",
     "Task",
     "TransientServerError",
     "UnsupportedServerError",

@@ -50,6 +50,7 @@ from dstack_core._wire.filling import fill_in, takes_args
 from dstack_core._wire.runs import RunSnapshot
 from dstack_core._wire.spec import check_run_name, run_spec, with_default_tags
 from dstack_core._wire.spec_ends import max_seconds, retries_errors
+from dstack_core._wire.survival import with_survival
 from dstack_core._wire.versions import needs_of
 from dstack_core.clock import epoch, monotonic
 from dstack_core.configurations import ConfigurationLike, load_configuration, load_profile
@@ -396,6 +397,11 @@ class Operations:
         filled = fill_in(loaded, env=options.get("env"), args=options.get("args"), environ=os.environ)
         if warns and options.get("args") and not takes_args(loaded):
             _log.warning("args: no command has ${{ run.args }}, so the arguments are not used.")
+        if options.get("survive") is not None:
+            from dstack_core.models.survive import read_survive
+
+            survive = read_survive(options.get("survive"))
+            filled = with_survival(filled, survive, has_policy=options.get("retry_policy") is not None)
         reports = _reports(filled, options)
         if reports:
             filled = with_command(filled)

@@ -25,6 +25,7 @@ from dstack_core.models.reports import DEFAULT_MAX_BYTES
 from dstack_core.models.resources import Resources
 from dstack_core.models.statuses import SpotPolicy
 from dstack_core.models.stops import StopResult
+from dstack_core.models.survive import Survive
 
 if TYPE_CHECKING:
     from dstack_core._function.modules import ModuleLike
@@ -69,6 +70,7 @@ class AsyncFunctionCollection:
         working_dir: str | None = None,
         backends: list[str] | None = None,
         reports: bool | None = True,
+        survive: Survive | Mapping[str, Any] | int | str | bool | None = None,
         tags: Mapping[str, str] | Literal[False] | None = None,
         max_cost: float | None = None,
         debug_on_failure: int | str | None = None,
@@ -108,6 +110,7 @@ class AsyncFunctionCollection:
             working_dir: Where the function starts.
             backends: The only backends to take machines from.
             reports: Whether the function can import ``dstack_report``. Default: True.
+            survive: What the run survives, such as an interruption: a ``Survive``, a mapping or a duration.
             tags: Tags that the run's machine gets at its cloud; False: none. Default: those of the client.
             max_cost: The most that the run may cost in all, in USD; it is stopped there. Default: no limit.
             debug_on_failure: How long the container is held after the function has failed, for a shell in
@@ -186,6 +189,7 @@ class AsyncFunctionCollection:
         working_dir: str | None = None,
         backends: list[str] | None = None,
         reports: bool | None = True,
+        survive: Survive | Mapping[str, Any] | int | str | bool | None = None,
         tags: Mapping[str, str] | Literal[False] | None = None,
         max_cost: float | None = None,
         debug_on_failure: int | str | None = None,
@@ -222,6 +226,7 @@ class AsyncFunctionCollection:
             working_dir: Where the function starts.
             backends: The only backends to take machines from.
             reports: Whether the function can import ``dstack_report``. Default: True.
+            survive: What the run survives, such as an interruption: a ``Survive``, a mapping or a duration.
             tags: Tags that the run's machine gets at its cloud; False: none. Default: those of the client.
             max_cost: The most that the run may cost in all, in USD; it is stopped there. Default: no limit.
             debug_on_failure: How long the container is held after the function has failed, for a shell in

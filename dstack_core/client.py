@@ -300,6 +300,10 @@ class RunCollection:
             debug_on_failure: How long the container is held after the commands of a task have failed, for a
                 person who opens a shell in it: seconds or ``"30m"``. For every follower the run has failed at
                 once. Default: not at all.
+            survive: What the run survives instead of ending: a ``Survive``, a mapping of its fields, or only
+                for how long in all, seconds or ``"4h"``. A spot machine that is taken away, and no capacity,
+                then begin another attempt of the same run. Not together with ``retry_policy``. Default:
+                nothing.
             max_cost: The most that the run may cost in all, in USD: each process that follows the run stops
                 it when the server's count reaches it. For the time without a follower, the server gets a
                 ``max_duration``: as long as the money lasts at the highest price on offer. Default: no limit.

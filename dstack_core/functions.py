@@ -20,6 +20,7 @@ from dstack_core.models.reports import DEFAULT_MAX_BYTES
 from dstack_core.models.resources import Resources
 from dstack_core.models.statuses import SpotPolicy
 from dstack_core.models.stops import StopResult
+from dstack_core.models.survive import Survive
 from dstack_core.run import Run
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ class FunctionCollection:
         working_dir: str | None = None,
         backends: list[str] | None = None,
         reports: bool | None = True,
+        survive: Survive | Mapping[str, Any] | int | str | bool | None = None,
         tags: Mapping[str, str] | Literal[False] | None = None,
         max_cost: float | None = None,
         debug_on_failure: int | str | None = None,
@@ -120,6 +122,7 @@ class FunctionCollection:
             working_dir: Where the function starts.
             backends: The only backends to take machines from.
             reports: Whether the function can import ``dstack_report``. Default: True.
+            survive: What the run survives, such as an interruption: a ``Survive``, a mapping or a duration.
             tags: Tags that the run's machine gets at its cloud; False: none. Default: those of the client.
             max_cost: The most that the run may cost in all, in USD; it is stopped there. Default: no limit.
             debug_on_failure: How long the container is held after the function has failed, for a shell in
@@ -197,6 +200,7 @@ class FunctionCollection:
         working_dir: str | None = None,
         backends: list[str] | None = None,
         reports: bool | None = True,
+        survive: Survive | Mapping[str, Any] | int | str | bool | None = None,
         tags: Mapping[str, str] | Literal[False] | None = None,
         max_cost: float | None = None,
         debug_on_failure: int | str | None = None,
@@ -233,6 +237,7 @@ class FunctionCollection:
             working_dir: Where the function starts.
             backends: The only backends to take machines from.
             reports: Whether the function can import ``dstack_report``. Default: True.
+            survive: What the run survives, such as an interruption: a ``Survive``, a mapping or a duration.
             tags: Tags that the run's machine gets at its cloud; False: none. Default: those of the client.
             max_cost: The most that the run may cost in all, in USD; it is stopped there. Default: no limit.
             debug_on_failure: How long the container is held after the function has failed, for a shell in

@@ -17,6 +17,7 @@ VALUES: dict[str, Any] = {
     "args": ["--epochs", "3"],
     "profile": "cheap",
     "reports": True,
+    "survive": {"duration": "4h", "times": 3},
     "max_cost": 20.0,
     "tags": {"team": "ml"},
     "debug_on_failure": "30m",

@@ -60,6 +60,13 @@ class Stops:
         """Whether a stop of this run was accepted and its end not seen since."""
         return run_id in self._accepted
 
+    def send(self, api: Api, run: RunSnapshot) -> Op[None]:
+        """Stop a run that was polled just now, unless its stop was accepted already."""
+        if not self.is_pending(run.id) and not run.status.is_ending:
+            at = self._clock()
+            yield from call(api.stop(run.name, abort=False))
+            self.note(run.id, abort=False, at=at)
+
     def insist(self, api: Api, run: RunSnapshot) -> Op[None]:
         """Repeat the stop if ``run``, polled just now, shows that the server dropped it.
 

@@ -22,6 +22,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 
 from dstack_core._flow.accepted_stops import Stops
 from dstack_core._flow.cost_limit import seconds_to_limit, stop_at_limit
@@ -34,6 +35,7 @@ from dstack_core._flow.waiting_reports import WaitingReports
 from dstack_core._wire.api import Api
 from dstack_core._wire.http_messages import Call, Reply, time_of
 from dstack_core._wire.runs import RunSnapshot, outcome_of
+from dstack_core._wire.survival import passed_limit
 from dstack_core.errors import RunNotFoundError
 from dstack_core.models.events import RunFinished, StatusChanged
 from dstack_core.models.outcome import Outcome
@@ -161,6 +163,8 @@ def follow(api: Api, progress: Progress, options: FollowOptions) -> Flow[Outcome
         if run is None:
             raise _gone(api, progress)
         yield from options.stops.insist(api, run)
+        if run.is_active and run.env and passed_limit(run, datetime.fromtimestamp(options.wall_clock(), UTC)):
+            yield from options.stops.send(api, run)
         yield from stop_at_limit(api, run, options.stops)
         # From here on the id decides: another run may get the same name once this one has ended.
         if progress.run_id is None:

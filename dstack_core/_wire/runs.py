@@ -21,6 +21,8 @@ from dstack_core._wire.cost_ends import at_cost_limit
 from dstack_core._wire.exact_sizes import exact_sizes
 from dstack_core._wire.hardware import read_hardware
 from dstack_core._wire.http_messages import text, time_of
+from dstack_core._wire.run_attempts import attempts_of
+from dstack_core._wire.survival import loss_that_ended
 from dstack_core._wire.waits import WaitsFor, waits_for
 from dstack_core.models.cost_limits import CostLimit
 from dstack_core.models.debug import HOLD_PREFIX
@@ -69,6 +71,7 @@ class Submission:
     finished_at: datetime | None
     machine: Machine
     deployment: int = 0
+    submitted_at: str | None = None
 
     @property
     def mapped_status(self) -> RunStatus:
@@ -217,20 +220,25 @@ def parse_run(data: Mapping[str, Any]) -> RunSnapshot:
 
 def outcome_of(run: RunSnapshot, url: str) -> Outcome:
     """Sum up a finished run; the job that failed speaks for all of them."""
-    submission = _explaining_submission(run)
-    reason = _explaining_reason(run, submission)
+    stopped_for = loss_that_ended(run)
+    if stopped_for is None:
+        status, submission = run.status, _explaining_submission(run)
+        reason = _explaining_reason(run, submission)
+    else:
+        status, submission = RunStatus.FAILED, stopped_for[0]
+        reason = submission.reason
     machine = submission.machine if submission else _NO_MACHINE
-    category = "" if run.status.is_success else _category(submission, reason)
+    category = "" if status.is_success else _category(submission, reason)
     # Servers send no time at which the run ended: it is that of its last job.
     ends = [last.finished_at for job in run.jobs for last in job.submissions if last.finished_at]
     outcome = Outcome(
         run_name=run.name,
         run_id=run.id,
         project=run.project,
-        status=run.status,
+        status=status,
         exit_status=submission.exit_status if submission else None,
         reason=reason,
-        message=_message(run, submission, reason),
+        message=_message(run, submission, reason, stopped_for[1] if stopped_for else None),
         cost=run.cost,
         duration=(max(ends) - time_of(run.submitted_at)).total_seconds() if ends else None,
         instance=machine.instance,
@@ -239,6 +247,7 @@ def outcome_of(run: RunSnapshot, url: str) -> Outcome:
         price_per_hour=machine.price,
         url=url,
         category=category,
+        attempts=attempts_of(run),
     )
     return outcome if run.cost_limit is None else at_cost_limit(outcome, run.cost_limit)
 
@@ -299,6 +308,7 @@ def _submission(data: Mapping[str, Any]) -> Submission:
         finished_at=time_of(finished_at) if finished_at else None,
         machine=_machine(data.get("job_provisioning_data"), data.get("job_runtime_data")),
         deployment=int(data.get("deployment_num") or 0),
+        submitted_at=text(data.get("submitted_at")),
     )
 
 
@@ -381,7 +391,9 @@ def _category(submission: Submission | None, reason: str | None) -> str:
     return find_category(reason, submission.exit_status, text_of_job, spot=submission.machine.spot).name
 
 
-def _message(run: RunSnapshot, submission: Submission | None, reason: str | None) -> str:
+def _message(
+    run: RunSnapshot, submission: Submission | None, reason: str | None, limit: str | None = None
+) -> str:
     words = in_words(reason) or str(run.status)
     if submission and reason == "container_exited_with_error" and submission.exit_status is not None:
         words = describe_exit(submission.exit_status)
@@ -389,6 +401,7 @@ def _message(run: RunSnapshot, submission: Submission | None, reason: str | None
     # The reason is the last attempt's, so the limit that ended the attempts is added here.
     if run.reason == "retry_limit_exceeded":
         parts.append("the time limit for retries passed")
+    parts.append(limit)
     details = "; ".join(" ".join(part.split()).rstrip(".") for part in parts if part)
     sentences = [f"{words} ({details})" if details else words]
     if reason == _NO_MACHINE_HAD:

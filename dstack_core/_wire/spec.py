@@ -220,14 +220,17 @@ def _retry(policy: Any) -> dict[str, Any] | bool | None:
     This is the only place that knows the forms; workflow engines pass on what they are given.
     """
     # A mapping with the fields of ``RetryPolicy`` means the same as the object: engines pass on plain data.
-    if isinstance(policy, Mapping) and policy and set(policy) <= set(RetryPolicy.model_fields):
+    # ``on_events`` alone is the form of YAML, which passes through.
+    given = set(policy) if isinstance(policy, Mapping) else set()
+    if given <= set(RetryPolicy.model_fields) and not given <= _RETRY_KEYS:
         try:
             policy = RetryPolicy.model_validate(policy)
         except ConfigurationError as error:
             raise ConfigurationError(error.message.replace("RetryPolicy", "retry_policy", 1)) from None
     if isinstance(policy, RetryPolicy):
         duration = policy.limit or _DEFAULT_CAPACITY_WAIT
-        return {"on_events": ["no-capacity"], "duration": duration} if policy.retry else None
+        events = list(policy.on_events or ["no-capacity"])
+        return {"on_events": events, "duration": duration} if policy.retry else None
     if isinstance(policy, bool):
         return policy
     if isinstance(policy, Mapping) and set(policy) <= _RETRY_KEYS:

@@ -92,6 +92,7 @@ from dstack_core.models.no_fleet import plan_hints
 from dstack_core.models.options import check_address, hold_seconds
 from dstack_core.models.secrets import MaskEnv, is_secret_name
 from dstack_core.models.stops import StopResult, StopState
+from dstack_core.models.survive import read_survive
 from dstack_core.models.tags import check_tags, tag_value
 
 __all__ = [
@@ -171,6 +172,7 @@ __all__ = [
     "raise_for_outcome",
     "read_budget",
     "read_marker",
+    "read_survive",
     "report_key",
     "rows_json",
     "run_name",

@@ -24,6 +24,7 @@ from dstack_core.models.durations import format_duration
 from dstack_core.models.money import format_price, format_usd
 from dstack_core.models.no_fleet import FROM_CODE, NO_FLEET, fleet_advice
 from dstack_core.models.outcome import Outcome, RunError
+from dstack_core.models.run_attempt import describe_attempts
 from dstack_core.models.statuses import in_words
 from dstack_core.models.stops import StopResult, StopState
 
@@ -139,6 +140,13 @@ OUTCOME_FIELDS = (
     OutcomeField("category", "str", "Category", "why it did not succeed, a stable name; empty for a success"),
     OutcomeField("cause", "str", "Cause", "what the category means"),
     OutcomeField("next_step", "str", "Next step", "what to do about it"),
+    OutcomeField(
+        "attempts",
+        "Sequence[RunAttempt]",
+        "Attempts",
+        "its attempts that had a machine: number, reason, machine, cost and more of each",
+        describe_attempts,
+    ),
 )
 """All fields of ``Outcome``, in its order."""
 # A table begins with these: how it ended, why, and what to do.
@@ -262,6 +270,15 @@ def describe_hold(outcome: Outcome) -> str:
     )
 
 
+# What the run itself can do about an end, by its reason. An engine that has the one option has both.
+_WITHIN_A_TRY = {
+    "failed_to_start_due_to_no_capacity": "set {retry_option} to let the run itself wait for one",
+    "interrupted_by_no_capacity": (
+        'set survive, such as "4h": another attempt then begins within the same try'
+    ),
+}
+
+
 def _advice(outcome: Outcome, retry_option: str | None, fleet_option: str) -> Iterator[str]:
     # The cause is left out: the sentence on the end has it.
     if not outcome.category:
@@ -271,8 +288,8 @@ def _advice(outcome: Outcome, retry_option: str | None, fleet_option: str) -> It
         yield f"{fleet_advice(fleet_option)} ({outcome.category})."
         return
     step = outcome.next_step.rstrip(".")
-    if outcome.no_capacity and retry_option is not None:
-        step = f"{step}; or set {retry_option} to let the run itself wait for one"
+    if retry_option is not None and outcome.reason in _WITHIN_A_TRY:
+        step = f"{step}; or {_WITHIN_A_TRY[outcome.reason].format(retry_option=retry_option)}"
     yield f"{step} ({outcome.category})."
 
 

@@ -5,7 +5,8 @@ of one attempt, `JobCarrier` one job. After an attempt the engine decides:
 
 * All wanted jobs are done, or the server ended them after the master was done: ``all_jobs_done``.
 * A job failed with an event that the run does not retry: ``job_failed``.
-* A job found no capacity, and the retry duration has passed since the submission: ``retry_limit_exceeded``.
+* A job found no capacity, and the retry duration has passed since the submission, or since it lost its last
+  machine: ``retry_limit_exceeded``.
 * Otherwise the run is ``pending`` for the retry delay, which doubles each time, and every wanted job gets
   another submission.
 
@@ -122,11 +123,13 @@ class Engine:
         retry = run.jobs[0].spec["retry"]
         if retry is None or any(one.retry_event not in retry["on_events"] for one in culprits):
             return "job_failed"
-        # For missing capacity the duration counts from the submission. For errors it counts from the last
-        # event, so they are retried without limit (runs_get_retry_error: four attempts in four minutes, limit
-        # 30 s).
+        # For missing capacity the duration counts from the submission, or once the run had a machine, from
+        # the end of the attempt that had one last. For all else it counts from the last event, so that is
+        # retried without limit (runs_get_retry_error: four attempts in four minutes, limit 30 s).
         if any(one.retry_event == "no-capacity" for one in culprits):
             limit = timedelta(seconds=retry["duration"])
-            if now() - run.jobs[0].submissions[0].submitted_at > limit:
+            first = run.jobs[0].submissions[0].submitted_at
+            ends = [one.finished_at for one in run.jobs[0].submissions if one.provisioning_data is not None]
+            if now() - max([first, *filter(None, ends)]) > limit:
                 return "retry_limit_exceeded"
         return None

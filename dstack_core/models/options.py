@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from dstack_core.models.profiles import Profile, RetryPolicy
     from dstack_core.models.resources import Resources
     from dstack_core.models.statuses import SpotPolicy
+    from dstack_core.models.survive import Survive
 
 
 # Seconds. Longer than a weekend is a machine that was forgotten.
@@ -53,6 +54,11 @@ class KeywordOptions(TypedDict, total=False):
     in it: seconds or ``"30m"``. For every follower the run has failed at once. Default: not at all.
     """
 
+    survive: Survive | Mapping[str, Any] | int | str | bool | None
+    """What the run survives instead of ending: a ``Survive``, a mapping of its fields, or only for how long
+    in all, seconds or ``"4h"``. A spot machine that is taken away, and no capacity, then begin another
+    attempt of the same run. Not together with ``retry_policy``. Default: nothing.
+    """
     max_cost: float | None
     """The most that the run may cost in all, in USD: each process that follows the run stops it when the
     server's count reaches it. For the time without a follower, the server gets a ``max_duration``: as long as

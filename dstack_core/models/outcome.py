@@ -17,6 +17,7 @@ from dstack_core.models.statuses import RunStatus, in_words
 
 if TYPE_CHECKING:
     from dstack_core.models.outcome_dict import OutcomeDict
+    from dstack_core.models.run_attempt import RunAttempt
     from dstack_core.models.utilization import Utilization
 
 _NO_CAPACITY = frozenset({"failed_to_start_due_to_no_capacity", "interrupted_by_no_capacity"})
@@ -57,6 +58,8 @@ class Outcome:
             success. ``dstack_core.integration.FAILURE_CATEGORIES`` lists all.
         cause: The category's meaning, one sentence (str); empty for a success.
         next_step: What to do about it, one sentence (str); empty for a success.
+        attempts: Its attempts that had a machine, oldest first, at most the last 50 (``RunAttempt``). A run
+            that was never retried has one for each of its nodes.
 
     Source: PROTOCOL 1.5, 1.6.
     """
@@ -86,6 +89,7 @@ class Outcome:
     category: str = ""
     cause: str = ""
     next_step: str = ""
+    attempts: Sequence[RunAttempt] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
         # Outcomes that an older version wrote, and those that an engine makes, have no category yet.
@@ -187,14 +191,26 @@ class Outcome:
             from dstack_core.models.utilization import Utilization
 
             known["utilization"] = Utilization.from_dict(known["utilization"])
+        if known.get("attempts"):
+            from dstack_core.models.run_attempt import RunAttempt
+
+            known["attempts"] = tuple(map(RunAttempt.from_dict, known["attempts"]))
+        else:
+            known.pop("attempts", None)
         return cls(**{**optional, **known, "status": RunStatus(data["status"]), "metrics": metrics})
 
     def to_dict(self) -> OutcomeDict:
         """Return the fields as values that JSON has: ``status`` as str, a metric of NaN as ``"nan"``."""
         metrics = {name: plain_number(value) for name, value in self.metrics.items()}
         measured = None if self.utilization is None else self.utilization.to_dict()
-        plain = asdict(replace(self, utilization=None))
-        own = {"status": str(self.status), "metrics": metrics, "utilization": measured}
+        plain = asdict(replace(self, utilization=None, attempts=()))
+        attempts = [each.to_dict() for each in self.attempts]
+        own = {
+            "status": str(self.status),
+            "metrics": metrics,
+            "utilization": measured,
+            "attempts": attempts,
+        }
         return cast("OutcomeDict", {**plain, **own})
 
 

@@ -39,4 +39,5 @@ class OutcomeDict(TypedDict):
     category: str
     cause: str
     next_step: str
+    attempts: list[dict[str, Any]]
     skipped: NotRequired[str]

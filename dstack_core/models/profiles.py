@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pydantic import ConfigDict, StrictStr, ValidationInfo, field_validator
+from pydantic import ConfigDict, StrictStr, ValidationInfo, field_validator, model_validator
 
 from dstack_core.models.base import Model
 from dstack_core.models.options import check_duration, read_duration
@@ -100,18 +100,43 @@ class Profile(ProfileFields):
     default: bool = False
 
 
+RETRY_EVENTS = ("no-capacity", "interruption", "error")
+
+
 class RetryPolicy(Model):
-    """Whether a run waits for capacity, instead of failing without it.
+    """Whether dstack starts a run again by itself, such as when there was no machine for it.
 
     Attributes:
-        retry: Whether it waits. Default: no.
-        limit: The longest wait: an int in seconds, or a str such as ``"12h"`` or ``"3d"``. Default: one hour.
+        retry: Whether it does. Default: no; yes if ``on_events`` is given.
+        limit: For how long: an int in seconds, or a str such as ``"12h"`` or ``"3d"``. Default: one hour.
+        on_events: After what: ``"no-capacity"`` (no machine was available), ``"interruption"`` (the cloud
+            took its spot machine away), ``"error"`` (anything else, such as a command that failed or a
+            machine that was lost). Default: ``["no-capacity"]``.
 
-    Source: the documented API, "RetryPolicy"; PROTOCOL 3.1, 3.2.
+    Source: the documented API, "RetryPolicy"; PROTOCOL 3.1, 3.2; ``retry`` of dstack's configurations.
     """
 
     retry: bool = False
     limit: int | str | None = None
+    on_events: Sequence[str] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _retry_on_events(cls, data: Any) -> Any:
+        if isinstance(data, Mapping) and data.get("on_events") is not None and "retry" not in data:
+            return {**data, "retry": True}
+        return data
+
+    @field_validator("on_events", mode="before")
+    @classmethod
+    def _check_events(cls, value: Any) -> Any:
+        if value is None:
+            return None
+        is_list = isinstance(value, Sequence) and not isinstance(value, str | bytes)
+        if not is_list or not value or any(event not in RETRY_EVENTS for event in value):
+            known = ", ".join(f'"{event}"' for event in RETRY_EVENTS)
+            raise ValueError(f"expected a list of {known}, got {value!r}")
+        return list(value)
 
     @field_validator("limit")
     @classmethod

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import fields, replace
+from typing import Any
 
 import pytest
 
@@ -228,6 +229,19 @@ def test_the_text_for_a_run_without_capacity_names_what_may_help() -> None:
         "The last log lines:\n  x"
     )
     assert describe_failure(NO_CAPACITY).endswith("spot, a higher max_price (capacity.none).")
+
+
+def test_the_text_for_an_interrupted_run_names_the_option_that_helps() -> None:
+    changed: dict[str, Any] = {"category": "", "cause": "", "next_step": "", "exit_status": None}
+    taken = replace(FAILED, reason="interrupted_by_no_capacity", message="failed: taken away", **changed)
+    assert describe_failure(taken, retry_option="run_retry_policy").splitlines()[1] == (
+        'Run it again from a checkpoint, or use spot_policy="on-demand"; or set survive, such as '
+        '"4h": another attempt then begins within the same try (spot.interrupted).'
+    )
+    assert "survive" not in describe_failure(taken)
+    # dstack retries a lost machine only together with commands that fail.
+    lost = replace(FAILED, reason="instance_unreachable", message="failed: lost", **changed)
+    assert "survive" not in describe_failure(lost, retry_option="run_retry_policy")
 
 
 @pytest.mark.parametrize(

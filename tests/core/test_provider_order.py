@@ -22,8 +22,10 @@ LAYERS: dict[str, list[set[str]]] = {
         {
             "__init__",
             "_compat",
+            "_fleet_wait",
             "_lineage",
             "_parameters",
+            "_shared_polls",
             "_threads",
             "get_provider_info",
             "links",
@@ -35,6 +37,7 @@ LAYERS: dict[str, list[set[str]]] = {
         {
             "_doctor",
             "_git_connection",
+            "_group_fleet",
             "_kill_reason",
             "_names",
             "_stop",
@@ -44,9 +47,19 @@ LAYERS: dict[str, list[set[str]]] = {
             "errors",
         },
         # One part of a task each: its connection, its record, its submission, its result.
-        {"_callbacks", "_outcome", "_previous_try", "_reap", "hooks", "retry_policies"},
+        {
+            "_callbacks",
+            "_outcome",
+            "_previous_try",
+            "_reap",
+            "_resource_names",
+            "_runs_of_tasks",
+            "hooks",
+            "retry_policies",
+        },
         {
             "_commands",
+            "_fleet_deletion",
             "_function_call",
             "_remaining_log",
             "_submission",
@@ -54,12 +67,14 @@ LAYERS: dict[str, list[set[str]]] = {
             "status_trigger",
             "triggers",
         },
+        {"fleet_trigger", "service_trigger"},
         # A whole task: its threads, and how it is made from an operator's fields.
         {"_task_run", "budgets"},
         {"_from_operator", "_resumed_log"},
         # What DAGs use, and the command line.
-        {"cli", "operators", "sensors"},
-        {"decorators", "services"},
+        {"cli", "fleet_operators", "operators", "sensors"},
+        {"decorators", "fleet_group", "services"},
+        {"fleets"},
     ],
     PREFECT: [
         # Plain helpers, and the programs of a machine.
@@ -69,20 +84,22 @@ LAYERS: dict[str, list[set[str]]] = {
             "_bundle_main",
             "_bundle_secrets",
             "_checks",
+            "_current_fleet",
             "_flow_result",
             "_flow_runs",
             "_function_result",
             "_tags",
+            "_waits",
             "retry_conditions",
             "run_dict",
         },
         # What is submitted, and where a run is shown in Prefect.
         {"_log_relay", "_options", "_report"},
         {"_bundles", "_callbacks", "_end_reports", "_followers", "_function_options", "_live_artifacts"},
-        {"_submission", "flow_future"},
+        {"_judge", "_owned_fleets", "_submission", "flow_future"},
         # The blocks, and the clients made of them.
         {"cache", "credentials"},
-        {"_stop", "_worker_variables"},
+        {"_orphaned_fleets", "_stop", "_worker_variables"},
         # One execution, and the dstack run of a worker's flow run.
         {"_job", "_orphaned_runs", "_worker_runs"},
         {"_follow"},
@@ -91,6 +108,7 @@ LAYERS: dict[str, list[set[str]]] = {
             "_remote_function",
             "budgets",
             "deploy",
+            "fleets",
             "hooks",
             "reaper",
             "run_handle",

@@ -32,10 +32,10 @@ if TYPE_CHECKING:
 _QUICK_POLL_SECONDS = 1.0
 # Airflow's own timeout of a deferral comes so long after the deadline at which the trigger stops the run. If
 # Airflow's comes first, the run is stopped a second time, by the worker.
-_BACKSTOP_SECONDS = 60.0
+BACKSTOP_SECONDS = 60.0
 # A worker may report the end of a deferral five seconds late, and the scheduler read it a second later. An
 # event that comes earlier fails the task.
-_SETTLE_SECONDS = 8.0
+SETTLE_SECONDS = 8.0
 
 
 def task_run_of(operator: DstackRunOperator, context: Context, hand_over_after: float | None) -> TaskRun:
@@ -118,7 +118,6 @@ def defer(
     deferral then, and the process would end without stopping the run.
     """
     from airflow_provider_dstack._trigger_relay import save
-    from airflow_provider_dstack.triggers import DstackRunTrigger
     from dstack_core import clock
 
     if task_run.progress is None:
@@ -131,7 +130,7 @@ def defer(
             # Airflow's times are real.
             started += clock.epoch() - time.time()
         deadline = started + operator.execution_timeout.total_seconds()
-    trigger = DstackRunTrigger(
+    trigger = operator.trigger_type()(
         dstack_conn_id=operator.dstack_conn_id,
         project_name=task_run.project,
         run_name=task_run.ref.name,
@@ -142,7 +141,7 @@ def defer(
         poll_interval=operator.poll_interval,
         retry_budget=operator.retry_budget,
         deadline=deadline,
-        not_before=clock.epoch() + _SETTLE_SECONDS,
+        not_before=clock.epoch() + SETTLE_SECONDS,
         get_logs=operator.get_logs,
         log_budget_bytes=operator.log_budget_bytes,
         log_timestamps=operator.log_timestamps,
@@ -161,7 +160,7 @@ def defer(
         # Airflow complains about an XCom that is read before it was ever written.
         state = {"progress": trigger.progress, **task_run.relay.state(), "reported": trigger.reported}
         save(context["ti"], trigger.marker, state)
-    left = None if deadline is None else max(0.0, deadline - clock.epoch()) + _BACKSTOP_SECONDS
+    left = None if deadline is None else max(0.0, deadline - clock.epoch()) + BACKSTOP_SECONDS
     # The last check: what happens between this and Airflow's answer goes unnoticed.
     if was_killed() or was_ended(context["ti"]):
         raise DstackRunInterrupted(f"The task was ended while run {task_run.ref.name} was handed over.")
@@ -175,6 +174,7 @@ def defer(
 
 def submit_arguments(operator: DstackRunOperator, context: Context) -> dict[str, Any]:
     """Return what ``runs.plan`` and ``runs.submit`` both take. Raises ``ConfigurationError``."""
+    from airflow_provider_dstack._group_fleet import on_fleet_of_group
     from airflow_provider_dstack._parameters import (
         RENAMED,
         check_masked,
@@ -192,10 +192,14 @@ def submit_arguments(operator: DstackRunOperator, context: Context) -> dict[str,
     # Each option is a field of the operator.
     given = {name: getattr(operator, RENAMED.get(name, name)) for name in SubmitOptions.__optional_keys__}
     given["profile"] = profile_of(operator, context)
+    if not given["profile"].fleets:
+        configuration = on_fleet_of_group(operator, context, configuration)
     given["max_duration"] = read_duration(given["max_duration"])
     # A run that skips the task has not failed.
     hold = read_duration(given["debug_on_failure"])
     given["debug_on_failure"] = Hold(hold, operator.skip_statuses) if operator.skip_statuses else hold
+    if isinstance(given["survive"], str):
+        given["survive"] = read_duration(given["survive"])
     given["max_price"] = read_price(given["max_price"])
     given["max_cost"] = read_price(given["max_cost"])
     given["backends"] = read_backends(given["backends"])

@@ -23,6 +23,7 @@ from airflow_provider_dstack._parameters import (
     Returns,
     at_least,
     check_literals,
+    check_survive,
     exit_codes,
     log_budget,
     mask_env_of,
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
     from airflow_provider_dstack._submission import OnActive
     from airflow_provider_dstack._task_run import TaskRun
     from airflow_provider_dstack.hooks import DstackHook
+    from airflow_provider_dstack.triggers import DstackRunTrigger
     from dstack_core import (
         CallbacksLike,
         Configuration,
@@ -66,6 +68,7 @@ if TYPE_CHECKING:
         RetryPolicy,
         Run,
         SpotPolicy,
+        Survive,
     )
     from dstack_core.integration import CallbackNotifier, MaskEnv
 
@@ -146,6 +149,10 @@ class DstackRunOperator(TemplatedModels):
         tags: Tags that the run's machine gets at its cloud, beside the automatic ones (``airflow-dag``,
             ``airflow-task`` and others) and the connection's ``default_tags``; a key of the configuration
             keeps its value. False: only the configuration's. Default: none of its own.
+        survive: What the run survives instead of ending, within the same try: a ``Survive``, a dict of its
+            fields, or only for how long in all, seconds or ``"4h"``. A spot machine that is taken away, and
+            no capacity, then begin another attempt of the same run. Not with ``run_retry_policy``. Default:
+            nothing.
         debug_on_failure: How long the container is held after the commands of a task have failed, for a
             person who opens a shell in it: seconds or ``"30m"``. The task fails at once, and a retry is a new
             run. Default: not at all.
@@ -236,6 +243,7 @@ class DstackRunOperator(TemplatedModels):
     project_name: str | None
     repo_dir: str | os.PathLike[str] | None
     git_conn_id: str | None
+    survive: Survive | Mapping[str, Any] | int | str | bool | None
     debug_on_failure: int | str | None
 
     def __init__(
@@ -274,6 +282,7 @@ class DstackRunOperator(TemplatedModels):
         skip_on_exit_code: int | Sequence[int] | None = None,
         durable: bool = True,
         reports: bool = DEFAULT_REPORTS,
+        survive: Survive | Mapping[str, Any] | int | str | bool | None = None,
         debug_on_failure: int | str | None = None,
         returns: Returns = "outcome",
         max_report_bytes: int | None = None,
@@ -289,6 +298,7 @@ class DstackRunOperator(TemplatedModels):
         for name in DstackRunOperator.template_fields:
             setattr(self, name, given[name])
         check_literals(tags=tags, debug_on_failure=debug_on_failure, max_cost=max_cost)
+        check_survive(survive)
         self.verify_ports = yes_or_no("verify_ports", verify_ports)
         self.deferrable = yes_or_no("deferrable", deferrable)
         self.on_kill_action = one_of("on_kill_action", on_kill_action, ON_KILL_ACTIONS)
@@ -519,6 +529,12 @@ class DstackRunOperator(TemplatedModels):
     def readiness(self, context: Context) -> Callable[[Run], bool] | None:
         """Return a check that ends following the run early, or None to follow it to its end."""
         return None
+
+    def trigger_type(self) -> type[DstackRunTrigger]:
+        """Return the class of the trigger that follows the run while the task is deferred."""
+        from airflow_provider_dstack.triggers import DstackRunTrigger
+
+        return DstackRunTrigger
 
     def _hand_over(self, task_run: TaskRun, context: Context) -> Any:
         """Have the triggerer follow the run from here on; ``DstackRunInterrupted`` if the task was ended."""

@@ -55,6 +55,7 @@ class RemoteFunction:
             check_max_cost,
             check_tags,
             hold_seconds,
+            read_survive,
         )
 
         function, following = self.function, self.following
@@ -79,6 +80,7 @@ class RemoteFunction:
         checked_env(self.options.get("env"))
         check_mask_env(self.options.get("mask_env") or "secrets")
         hold_seconds(self.options.get("debug_on_failure"))
+        read_survive(self.options.get("survive"))
         if self.options.get("max_cost") is not None:
             check_max_cost(self.options["max_cost"])
         tags = self.options.get("tags")

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from prefect_dstack._current_fleet import with_current_fleet
 from prefect_dstack._names import own_parameters
 from prefect_dstack._secrets import GitLogin, Masking, is_secret, names_of_secrets, plain, with_plain_secrets
 
@@ -137,7 +138,7 @@ def resolve(
         arguments["max_duration"] = max_duration
     # Not in what is described: with and without them it is the same run, which must be found again.
     reports, tags = arguments.pop("reports", DEFAULT_REPORTS), arguments.pop("tags", None)
-    debug = arguments.pop("debug_on_failure", None)
+    debug, survive = arguments.pop("debug_on_failure", None), arguments.pop("survive", None)
     max_cost = None if (cost := arguments.pop("max_cost", None)) is None else check_max_cost(cost)
     # A renewed secret is the same submission: another execution must find the run of the one before it.
     shown_env = {name: MASK if is_secret(value) else value for name, value in env.items()}
@@ -160,7 +161,8 @@ def resolve(
     if names_exist:
         check_masked_names(masking.mask_env, loaded, texts)
     return Submission(
-        configuration=loaded,
+        # Not in what is described either: another execution has the same fleet, or a new one.
+        configuration=with_current_fleet(loaded, profile),
         arguments={
             **arguments,
             "env": texts or None,
@@ -168,6 +170,7 @@ def resolve(
             "reports": reports,
             "tags": tags,
             "debug_on_failure": debug,
+            "survive": survive,
             "max_cost": max_cost,
         },
         described=described,

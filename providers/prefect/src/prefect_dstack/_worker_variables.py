@@ -86,6 +86,10 @@ class MachineFields(BaseModel):
         default=None,
         description="When the machine is stopped at the latest: seconds, 2h, or off; 24 h by default.",
     )
+    survive: dict[str, Any] | str | int | bool | None = Field(
+        default=None,
+        description="What the run survives, such as an interruption: 4h in all, or {duration: 4h, times: 5}.",
+    )
     debug_on_failure: int | str | None = Field(
         default=None,
         description="How long the container is held after a failure, for a shell in it: seconds or 30m.",

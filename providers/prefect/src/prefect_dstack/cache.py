@@ -30,6 +30,7 @@ WATCHED = frozenset(
     {
         *("poll_interval", "retry_budget", "stream_logs", "log_budget_bytes", "log_timestamps", "artifacts"),
         *("callbacks", "on_crash", "git_credentials", "mask_env", "tags", "debug_on_failure", "max_cost"),
+        "survive",
     }
 )
 _RESOLVED = frozenset({"configuration", "credentials", "options", "repo_dir", "local_repo"})

@@ -55,6 +55,8 @@ class MachineOptions(TypedDict, total=False):
     """The most that the machine may cost in all, in USD; it is stopped there. Default: no limit."""
     max_duration: int | str | None
     """When the machine is stopped at the latest: seconds, ``"2h"``, ``"off"``. Default: 24 h."""
+    survive: Mapping[str, Any] | str | int | bool | None
+    """What the flow run survives, such as an interruption: for how long, ``"4h"``, or a dict with more."""
     debug_on_failure: int | str | None
     """How long the machine stays after its commands have failed, for a shell in it: seconds or ``"30m"``."""
     retry: bool | Mapping[str, Any] | None
@@ -339,7 +341,7 @@ def _variables(
 
 def _check_tags_and_debug(options: Mapping[str, Any]) -> None:
     """Raise ``ConfigurationError``; what Prefect fills in later is not checked."""
-    from dstack_core.integration import check_tags, hold_seconds
+    from dstack_core.integration import check_tags, hold_seconds, read_survive
 
     tags, debug = options.get("tags"), options.get("debug_on_failure")
     if tags is not None and not isinstance(tags, bool) and not _is_template(tags):
@@ -347,6 +349,8 @@ def _check_tags_and_debug(options: Mapping[str, Any]) -> None:
         check_tags("tags", {key: value for key, value in own if not _is_template(value)} if own else tags)
     if not _is_template(debug):
         hold_seconds(debug)
+    if not _is_template(options.get("survive")):
+        read_survive(options.get("survive"))
 
 
 def _is_template(value: object) -> bool:

@@ -148,6 +148,10 @@ class DstackRun(JobBlock[dict[str, Any]]):
         default=DEFAULT_REPORTS,
         description="Whether the run gets $DSTACK_RESULT_FILE and the module dstack_report.",
     )
+    survive: dict[str, Any] | str | int | bool | None = Field(
+        default=None,
+        description="What the run survives, such as an interruption: 4h in all, or {duration: 4h, times: 5}.",
+    )
     debug_on_failure: int | str | None = Field(
         default=None,
         description="How long the container is held after a failure, for a shell in it: seconds or 30m.",

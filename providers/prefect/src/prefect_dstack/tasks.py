@@ -95,6 +95,10 @@ def run_task(
         tags: Tags that the run's machine gets at its cloud, by which a bill can be grouped (servers from
             0.19.5 on). A key that the configuration or the profile has keeps its value there. False also
             leaves out the client's ``default_tags``. Default: none of its own.
+        survive: What the run survives instead of ending, within the same execution: a ``Survive``, a dict of
+            its fields, or only for how long in all, seconds or ``"4h"``. A spot machine that is taken away,
+            and no capacity, then begin another attempt of the same run. Not with ``retry_policy``. Default:
+            nothing.
         debug_on_failure: How long the container is held after the commands have failed, for a person who
             opens a shell in it: seconds or ``"30m"``. The task fails at once, and a retry is a new run.
             Default: not at all.
