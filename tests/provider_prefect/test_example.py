@@ -72,6 +72,12 @@ def test_the_best_run_is_picked_by_its_metric(server: LocalServer) -> None:
 
 
 @pytest.mark.usefixtures("prefect_server")
+def test_a_flow_survives_an_interruption(server: LocalServer) -> None:
+    server.scenarios.interrupt_after(0, noticed_after=0)
+    assert load("example_dstack_spot").train_on_spot() == 2
+
+
+@pytest.mark.usefixtures("prefect_server")
 def test_a_service_is_asked_and_stopped(server: LocalServer) -> None:
     answers = load("example_dstack_service").example_dstack_service(questions=("a", "b"), port=free_port())
     assert answers == ["echo: a", "echo: b"]
