@@ -1,6 +1,7 @@
 """Train on a spot machine, and survive that the cloud takes it away.
 
-dstack starts the next attempt of the same run, so no retry of Prefect is used. The outcome lists the attempts.
+dstack starts the next attempt of the same run, so no retry of Prefect is used. The outcome lists the
+attempts.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ echo training
 """
 
 
-@flow(log_prints=True)
-def train_on_spot() -> int:
-    """Train, and return how many attempts it took."""
+@flow
+def train_on_spot() -> list[str]:
+    """Train, and return how each attempt ended."""
     outcome = run_task(
         {"type": "task", "name": "spot", "commands": [TRAIN]},
         resources="16GB..",
@@ -26,9 +27,7 @@ def train_on_spot() -> int:
         max_duration="4h",
         poll_interval=2.0,
     )
-    for attempt in outcome["attempts"]:
-        print(f"attempt {attempt['number']}: {attempt['reason']}, {attempt['cost']:.2f} USD")
-    return len(outcome["attempts"])
+    return [f"attempt {each['number']}: {each['reason']}" for each in outcome["attempts"]]
 
 
 if __name__ == "__main__":

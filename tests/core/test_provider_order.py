@@ -44,7 +44,15 @@ LAYERS: dict[str, list[set[str]]] = {
             "errors",
         },
         # One part of a task each: its connection, its record, its submission, its result.
-        {"_callbacks", "_outcome", "_previous_try", "_reap", "hooks", "retry_policies"},
+        {
+            "_callbacks",
+            "_outcome",
+            "_previous_try",
+            "_reap",
+            "_runs_of_tasks",
+            "hooks",
+            "retry_policies",
+        },
         {
             "_commands",
             "_function_call",
@@ -54,6 +62,7 @@ LAYERS: dict[str, list[set[str]]] = {
             "status_trigger",
             "triggers",
         },
+        {"service_trigger"},
         # A whole task: its threads, and how it is made from an operator's fields.
         {"_task_run"},
         {"_from_operator", "_resumed_log"},
@@ -69,20 +78,22 @@ LAYERS: dict[str, list[set[str]]] = {
             "_bundle_main",
             "_bundle_secrets",
             "_checks",
+            "_current_fleet",
             "_flow_result",
             "_flow_runs",
             "_function_result",
             "_tags",
+            "_waits",
             "retry_conditions",
             "run_dict",
         },
         # What is submitted, and where a run is shown in Prefect.
         {"_log_relay", "_options", "_report"},
         {"_bundles", "_callbacks", "_end_reports", "_followers", "_function_options", "_live_artifacts"},
-        {"_submission", "flow_future"},
+        {"_judge", "_owned_fleets", "_submission", "flow_future"},
         # The blocks, and the clients made of them.
         {"cache", "credentials"},
-        {"_stop", "_worker_variables"},
+        {"_orphaned_fleets", "_stop", "_worker_variables"},
         # One execution, and the dstack run of a worker's flow run.
         {"_job", "_orphaned_runs", "_worker_runs"},
         {"_follow"},
@@ -90,6 +101,7 @@ LAYERS: dict[str, list[set[str]]] = {
         {
             "_remote_function",
             "deploy",
+            "fleets",
             "hooks",
             "reaper",
             "run_handle",

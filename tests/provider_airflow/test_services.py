@@ -220,13 +220,6 @@ def test_stop_needs_either_names_or_a_task(arguments: dict[str, Any], told: str)
         DstackStopRunOperator(task_id="stop", **arguments)
 
 
-def test_a_service_is_not_deferrable() -> None:
-    with pytest.raises(
-        ValueError, match=r"deferrable: expected False, got True\. A service is waited for in the worker"
-    ):
-        DstackServiceOperator(task_id="serve", configuration={}, deferrable=True)
-
-
 def test_operators_survive_serialization() -> None:
     from airflow.models.serialized_dag import SerializedDagModel
     from airflow.serialization.serialized_objects import LazyDeserializedDAG

@@ -118,7 +118,6 @@ def defer(
     deferral then, and the process would end without stopping the run.
     """
     from airflow_provider_dstack._trigger_relay import save
-    from airflow_provider_dstack.triggers import DstackRunTrigger
     from dstack_core import clock
 
     if task_run.progress is None:
@@ -131,7 +130,7 @@ def defer(
             # Airflow's times are real.
             started += clock.epoch() - time.time()
         deadline = started + operator.execution_timeout.total_seconds()
-    trigger = DstackRunTrigger(
+    trigger = operator.trigger_type()(
         dstack_conn_id=operator.dstack_conn_id,
         project_name=task_run.project,
         run_name=task_run.ref.name,

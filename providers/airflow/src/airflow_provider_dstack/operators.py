@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from airflow_provider_dstack._submission import OnActive
     from airflow_provider_dstack._task_run import TaskRun
     from airflow_provider_dstack.hooks import DstackHook
+    from airflow_provider_dstack.triggers import DstackRunTrigger
     from dstack_core import (
         CallbacksLike,
         Configuration,
@@ -528,6 +529,12 @@ class DstackRunOperator(TemplatedModels):
     def readiness(self, context: Context) -> Callable[[Run], bool] | None:
         """Return a check that ends following the run early, or None to follow it to its end."""
         return None
+
+    def trigger_type(self) -> type[DstackRunTrigger]:
+        """Return the class of the trigger that follows the run while the task is deferred."""
+        from airflow_provider_dstack.triggers import DstackRunTrigger
+
+        return DstackRunTrigger
 
     def _hand_over(self, task_run: TaskRun, context: Context) -> Any:
         """Have the triggerer follow the run from here on; ``DstackRunInterrupted`` if the task was ended."""

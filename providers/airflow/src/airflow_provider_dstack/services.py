@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from airflow_provider_dstack._compat import BaseOperator
 from airflow_provider_dstack._parameters import at_least, one_of, refuse_result, yes_or_no
+from airflow_provider_dstack._runs_of_tasks import is_of, names_in, names_of_task
 from airflow_provider_dstack._stop import stop_seconds
 from airflow_provider_dstack.errors import DstackError, DstackRunFailed, DstackRunInterrupted
 from airflow_provider_dstack.links import (
@@ -22,10 +24,10 @@ from airflow_provider_dstack.operators import DstackRunOperator
 
 if TYPE_CHECKING:
     from airflow_provider_dstack._compat import Context
-    from airflow_provider_dstack._names import TaskNames
     from airflow_provider_dstack._submission import OnActive
     from airflow_provider_dstack._task_run import TaskRun
     from airflow_provider_dstack.hooks import DstackHook
+    from airflow_provider_dstack.triggers import DstackRunTrigger
     from dstack_core import Client, Run
 
 
@@ -40,7 +42,8 @@ class DstackServiceOperator(DstackRunOperator):
     Bearer TOKEN``.
 
     Args:
-        deferrable: Not supported: the task waits in the worker. Must be False, the default.
+        deferrable: Give the worker's slot back until the service answers. Its readiness is polled on its own,
+            by one request an interval. Default: Airflow's setting ``[operators] default_deferrable``.
         on_active: What happens to an active run called ``run_name``: ``"fail"`` (default) fails the task;
             ``"replace"`` stops it and submits a new one; ``"update"`` updates it in place, as ``runs.apply``
             of ``dstack_core`` does, and leaves it running however the task ends.
@@ -61,11 +64,9 @@ class DstackServiceOperator(DstackRunOperator):
     operator_extra_links = (*RUN_LINKS, DstackServiceLink())
     ui_color = "#d9f2e6"
 
-    def __init__(self, *, deferrable: bool = False, on_active: OnActive = "fail", **kwargs: Any) -> None:
-        if deferrable:
-            raise ValueError("deferrable: expected False, got True. A service is waited for in the worker.")
+    def __init__(self, *, on_active: OnActive = "fail", **kwargs: Any) -> None:
         refuse_result(kwargs, "A service reports no result.")
-        super().__init__(deferrable=False, **kwargs)
+        super().__init__(**kwargs)
         self.on_active = one_of("on_active", on_active, ("update", "replace", "fail"))
         if on_active != "fail" and not self.run_name:
             raise ValueError(
@@ -78,10 +79,27 @@ class DstackServiceOperator(DstackRunOperator):
         """Return the service's address once it answers."""
         ended = super().execute(context)
         if self._service_url is None:
-            text = f"Service {ended['run_name']} {ended['message']} before it answered. See {ended['url']}"
-            push(context["ti"], OUTCOME_KEY, ended, self.log)
-            raise DstackRunFailed(text, ended)
+            self._fail(context, ended)
         return self._service_url
+
+    def execute_complete(self, context: Context, event: Mapping[str, Any]) -> str:
+        """Return the address of the service that the trigger saw answer, or raise what it reported."""
+        from airflow_provider_dstack.service_trigger import READY
+
+        if event["kind"] != READY:
+            self._fail(context, super().execute_complete(context, event))
+        from airflow_provider_dstack._resumed_log import relay_what_was_shown
+        from airflow_provider_dstack._trigger_relay import forget
+
+        relay_what_was_shown(self, event, lambda: self._killed)
+        with suppress(Exception):
+            forget(context["ti"])
+        url: str = event["service_url"]
+        self._note_answer(context, event["run_name"], url, event["link"])
+        if self._killed:
+            self._stop_leftover(context)
+            raise DstackRunInterrupted(f"The task was ended while run {event['run_name']} began to answer.")
+        return url
 
     def readiness(self, context: Context) -> Callable[[Run], bool]:
         """Return the check whether the service answers; it pushes the address when it does."""
@@ -90,17 +108,33 @@ class DstackServiceOperator(DstackRunOperator):
             url = _answering(run)
             if url is None:
                 return False
-            link = run.browser_service_url or url
-            self.log.info("Service %s answers at %s", run.name, link)
-            push(context["ti"], SERVICE_URL_KEY, url, self.log)
-            push(context["ti"], SERVICE_LINK_KEY, link, self.log)
+            self._note_answer(context, run.name, url, run.browser_service_url or url)
             self._service_url = url
             return True
 
         return is_ready
 
+    def trigger_type(self) -> type[DstackRunTrigger]:
+        """Return the class of the trigger that waits until the service answers."""
+        from airflow_provider_dstack.service_trigger import DstackServiceTrigger
+
+        return DstackServiceTrigger
+
+    def _note_answer(self, context: Context, run_name: str, url: str, link: str) -> None:
+        self.log.info("Service %s answers at %s", run_name, link)
+        push(context["ti"], SERVICE_URL_KEY, url, self.log)
+        push(context["ti"], SERVICE_LINK_KEY, link, self.log)
+
+    def _fail(self, context: Context, ended: dict[str, Any]) -> NoReturn:
+        """Fail the task of a service that ended well, and before it answered."""
+        text = f"Service {ended['run_name']} {ended['message']} before it answered. See {ended['url']}"
+        push(context["ti"], OUTCOME_KEY, ended, self.log)
+        raise DstackRunFailed(text, ended)
+
     def _hand_over(self, task_run: TaskRun, context: Context) -> None:
-        """Leave the service running."""
+        """Leave a service that answers running; have the triggerer wait for one that does not yet."""
+        if self._service_url is None:
+            super()._hand_over(task_run, context)
         if self._killed:
             raise DstackRunInterrupted(f"The task was ended while run {task_run.ref.name} began to answer.")
 
@@ -192,20 +226,20 @@ class DstackStopRunOperator(BaseOperator):
 
     def _runs(self, client: Client, context: Context) -> list[Run]:
         if self.runs_of is None:
-            found = {name: client.runs.get(name) for name in _names(self.run_name)}
+            found = {name: client.runs.get(name) for name in names_in(self.run_name)}
             for name, run in found.items():
                 if run is None:
                     self.log.info("There is no run %s in project %s.", name, client.project)
             return [run for run in found.values() if run is not None]
-        names = [_task_names(str(task_id), context) for task_id in self.runs_of]
+        names = [names_of_task(str(task_id), context) for task_id in self.runs_of]
         # Clearing a DAG run gives it another start, from which markers are drawn; its XComs stay.
         pushed = set(
-            _names(context["ti"].xcom_pull(task_ids=[str(one) for one in self.runs_of], key=RUN_NAME_KEY))
+            names_in(context["ti"].xcom_pull(task_ids=[str(one) for one in self.runs_of], key=RUN_NAME_KEY))
         )
         runs = [
             run
             for run in client.runs.list()
-            if run.outcome() is None and any(_is_of(run, one, pushed, context) for one in names)
+            if run.outcome() is None and any(is_of(run, one, pushed, context) for one in names)
         ]
         if not runs:
             self.log.info("No run of %s is running.", ", ".join(map(str, self.runs_of)))
@@ -264,42 +298,3 @@ def _answering(run: Run) -> str | None:
         return run.wait_until_ready(timeout=0.0, retry_budget=0.0)
     except (RunError, RunNotFoundError, ServerUnreachableError, WaitTimeoutError):
         return None
-
-
-def _names(given: Any) -> list[str]:
-    """Return run names from what a template or an XCom made of ``run_name``."""
-    if isinstance(given, Mapping):
-        given = given.get("run_name")
-    if given is None or isinstance(given, str):
-        # What a template makes of an XCom that is not there.
-        return [] if given in (None, "", "None") else [given]
-    if not isinstance(given, Iterable):
-        raise DstackError(f"run_name: expected the name of a run, or a list of names, got {given!r}.")
-    return list(dict.fromkeys(name for one in given for name in _names(one)))
-
-
-def _task_names(task_id: str, context: Context) -> TaskNames:
-    from dataclasses import replace
-
-    from airflow_provider_dstack._names import TaskNames
-
-    own, ti = TaskNames.of(context), context["ti"]
-    return replace(own, task=f"airflow:{ti.dag_id}/{ti.run_id}/{task_id}")
-
-
-def _is_of(run: Run, names: TaskNames, pushed: Collection[str], context: Context) -> bool:
-    """Return whether a run is of that task, or of one of its mapped instances.
-
-    ``pushed`` are the names of runs that the task pushed as XComs.
-    """
-    from dataclasses import replace
-
-    marker = run.marker or ""
-    head, bracket, _ = marker.removeprefix(f"{names.task}[").partition("]")
-    if marker.startswith(f"{names.task}[") and bracket and head.isdecimal():
-        own = context["ti"].map_index
-        if own is not None and own >= 0 and int(head) != own:
-            return False
-        names = replace(names, task=f"{names.task}[{head}]")
-    ours = names.read_marker(marker) is not None
-    return ours or (run.name in pushed and marker.startswith(f"{names.task}/"))

@@ -331,11 +331,11 @@ class DstackRunTrigger(BaseTrigger):
 
     async def _wait_for_end(self, client: AsyncClient, run_id: str) -> Outcome | None:
         """Wait for the run's end; what the server does meanwhile is reported by the follower."""
-        run = await client.runs.get(self.run_name, on_event=_ignore)
+        run = await client.runs.get(self.run_name, on_event=ignore)
         if run is None or run.id != run_id:
             return None
         return await run.wait(
-            poll_interval=self.poll_interval, retry_budget=self.retry_budget, on_event=_ignore
+            poll_interval=self.poll_interval, retry_budget=self.retry_budget, on_event=ignore
         )
 
     def _prepare(self) -> tuple[AsyncClient, dict[str, Any], list[Any]]:
@@ -457,5 +457,5 @@ async def _finish_calls(notifier: CallbackNotifier) -> None:
         await asyncio.sleep(pause)
 
 
-def _ignore(event: Event) -> None:
+def ignore(event: Event) -> None:
     """Report nothing."""

@@ -27,6 +27,7 @@ from prefect_dstack.tasks import arun_task, asubmit_run, run_task, submit_run
 if TYPE_CHECKING:
     from prefect_dstack.cache import RUN_INPUTS, RunInputs
     from prefect_dstack.decorators import DstackFlow, MachineOptions, dstack
+    from prefect_dstack.fleets import acreate_fleet, adelete_fleet, create_fleet, delete_fleet, dstack_fleet
     from prefect_dstack.flow_future import DstackFlowRunFuture
     from prefect_dstack.flows import arun_and_report, run_and_report
     from prefect_dstack.run_dict import RunDict
@@ -46,6 +47,8 @@ __all__ = [
     "RunDict",
     "RunInputs",
     "__version__",
+    "acreate_fleet",
+    "adelete_fleet",
     "adeploy_service",
     "aget_run",
     "areap_runs",
@@ -55,8 +58,11 @@ __all__ = [
     "asubmit_run",
     "await_for_run",
     "await_for_service",
+    "create_fleet",
+    "delete_fleet",
     "deploy_service",
     "dstack",
+    "dstack_fleet",
     "dstack_task",
     "get_run",
     "reap_runs",
@@ -73,6 +79,9 @@ __all__ = [
 ]
 
 
+_FLEETS = ("acreate_fleet", "adelete_fleet", "create_fleet", "delete_fleet", "dstack_fleet")
+
+
 def __getattr__(name: str) -> Any:
     """Load what most flows do not need when it is first used."""
     value: Any
@@ -84,6 +93,10 @@ def __getattr__(name: str) -> Any:
         from prefect_dstack import decorators
 
         value = getattr(decorators, name)
+    elif name in _FLEETS:
+        from prefect_dstack import fleets
+
+        value = getattr(fleets, name)
     elif name == "RunDict":
         from prefect_dstack import run_dict
 
