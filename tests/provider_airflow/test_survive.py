@@ -71,4 +71,4 @@ def test_a_wrong_survive_is_an_error_when_the_dag_is_parsed(given: Any, text: st
     with pytest.raises(ValueError, match=re.escape(text)):
         operators.DstackRunOperator(task_id="train", configuration={"type": "task"}, survive=given)
     for later in ("{{ params.survive }}", {"duration": "{{ params.hours }}h"}, 3600, "4h", True):
-        operators.DstackRunOperator(task_id="train", configuration={"type": "task"}, survive=later)  # type: ignore[arg-type]
+        operators.DstackRunOperator(task_id="train", configuration={"type": "task"}, survive=later)

@@ -80,6 +80,7 @@ def test_a_flow_survives_an_interruption(server: LocalServer) -> None:
     ]
 
 
+@pytest.mark.usefixtures("prefect_server")
 def test_two_steps_run_on_the_machine_of_one_fleet(server: LocalServer) -> None:
     steps = load("example_dstack_fleet").example_dstack_fleet()
     assert [step["status"] for step in steps] == ["done", "done"]
