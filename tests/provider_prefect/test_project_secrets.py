@@ -69,7 +69,7 @@ def test_a_run_gets_the_value_by_reference_and_shows_it_nowhere(
 def test_the_async_block_takes_a_secret_block(dstack: LocalServer, credentials: DstackCredentials) -> None:
     @flow
     async def train() -> str:
-        async with sync_secrets({"HF_TOKEN": Secret(value=VALUE)}, credentials) as env:
+        async with sync_secrets({"HF_TOKEN": Secret(value=SecretStr(VALUE))}, credentials) as env:
             return (await arun_task(PRINTS, credentials, env=env, poll_interval=0.1))["status"]
 
     assert asyncio.run(train()) == "done"
@@ -155,7 +155,7 @@ def test_a_failed_set_deletes_what_was_set(dstack: LocalServer, credentials: Dst
         ({"HF-TOKEN": SecretStr(VALUE)}, {}, "letters, digits and underscores"),
         ({"A": VALUE}, {}, "a Secret block or SecretStr for A, got str"),
         ({"A": SecretStr("")}, {}, "got an empty text"),
-        ({"A": Secret(value={"a": 1})}, {}, "got dict"),
+        ({"A": Secret(value={"a": 1})}, {}, "got dict"),  # type: ignore[arg-type]
         ({"A": SecretStr(VALUE)}, {"overwrite": True}, "expected keep=True with it"),
         ({"A": SecretStr(VALUE)}, {"keep": "yes"}, "keep: expected True or False"),
     ],
