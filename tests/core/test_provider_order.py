@@ -22,8 +22,10 @@ LAYERS: dict[str, list[set[str]]] = {
         {
             "__init__",
             "_compat",
+            "_fleet_wait",
             "_lineage",
             "_parameters",
+            "_shared_polls",
             "_threads",
             "get_provider_info",
             "links",
@@ -35,6 +37,7 @@ LAYERS: dict[str, list[set[str]]] = {
         {
             "_doctor",
             "_git_connection",
+            "_group_fleet",
             "_kill_reason",
             "_names",
             "_stop",
@@ -49,12 +52,14 @@ LAYERS: dict[str, list[set[str]]] = {
             "_outcome",
             "_previous_try",
             "_reap",
+            "_resource_names",
             "_runs_of_tasks",
             "hooks",
             "retry_policies",
         },
         {
             "_commands",
+            "_fleet_deletion",
             "_function_call",
             "_remaining_log",
             "_submission",
@@ -62,13 +67,14 @@ LAYERS: dict[str, list[set[str]]] = {
             "status_trigger",
             "triggers",
         },
-        {"service_trigger"},
+        {"fleet_trigger", "service_trigger"},
         # A whole task: its threads, and how it is made from an operator's fields.
         {"_task_run"},
         {"_from_operator", "_resumed_log"},
         # What DAGs use, and the command line.
-        {"cli", "operators", "sensors"},
-        {"decorators", "services"},
+        {"cli", "fleet_operators", "operators", "sensors"},
+        {"decorators", "fleet_group", "services"},
+        {"fleets"},
     ],
     PREFECT: [
         # Plain helpers, and the programs of a machine.

@@ -21,6 +21,7 @@ def test_every_kind_of_task_has_an_example() -> None:
     assert [path.stem.removeprefix("example_dstack_") for path in FILES] == [
         "batch_inference",
         "fine_tune",
+        "fleet",
         "function",
         "reap",
         "run",
@@ -64,6 +65,8 @@ def test_an_example_is_parsed_and_runs(
     runs = runs_of(server, f"airflow:{dag.dag_id}/")
     assert runs
     assert [one.name for one in runs if one.outcome() is None] == []
+    if path.stem == "example_dstack_fleet":
+        assert list(tasks["gpus.delete_fleet", -1][1].values()) == ["deleted"]
     if path.stem == "example_dstack_service":
         assert tasks["ask", 0][1] == "echo: What is a GPU?"
         assert tasks["stop", -1][1] == {runs[0].name: "terminated"}
