@@ -41,7 +41,7 @@ def offers(*availability: str) -> core.Offers:
     return core.Offers(tuple(made), len(made))
 
 
-def test_a_machine_that_is_not_to_be_had_is_no_offer() -> None:
+def test_a_machine_that_is_not_to_be_had_is_passed_over() -> None:
     search = _Search("H100", {}, 60.0, 5.0)
     assert search.take(offers("not_available", "no_quota")) == 5.0
     assert search.take(offers()) == 5.0
