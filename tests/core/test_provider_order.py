@@ -69,7 +69,7 @@ LAYERS: dict[str, list[set[str]]] = {
         },
         {"fleet_trigger", "service_trigger"},
         # A whole task: its threads, and how it is made from an operator's fields.
-        {"_task_run"},
+        {"_task_run", "budgets"},
         {"_from_operator", "_resumed_log"},
         # What DAGs use, and the command line.
         {"cli", "fleet_operators", "operators", "sensors"},
@@ -108,6 +108,7 @@ LAYERS: dict[str, list[set[str]]] = {
         # What flows and work pools use.
         {
             "_remote_function",
+            "budgets",
             "deploy",
             "fleets",
             "hooks",
