@@ -69,7 +69,7 @@ LAYERS: dict[str, list[set[str]]] = {
         },
         {"fleet_trigger", "reaper", "service_trigger"},
         # A whole task: its threads, and how it is made from an operator's fields.
-        {"_task_run"},
+        {"_task_run", "budgets"},
         {"_from_operator", "_resumed_log"},
         # What DAGs use, and the command line.
         {"cli", "fleet_operators", "operators", "sensors"},
@@ -85,9 +85,11 @@ LAYERS: dict[str, list[set[str]]] = {
             "_bundle_secrets",
             "_checks",
             "_current_fleet",
+            "_current_secrets",
             "_flow_result",
             "_flow_runs",
             "_function_result",
+            "_resource_names",
             "_tags",
             "_waits",
             "retry_conditions",
@@ -99,16 +101,19 @@ LAYERS: dict[str, list[set[str]]] = {
         {"_judge", "_owned_fleets", "_submission", "flow_future"},
         # The blocks, and the clients made of them.
         {"cache", "credentials"},
-        {"_orphaned_fleets", "_stop", "_worker_variables"},
+        {"_orphaned_resources", "_stop", "_worker_variables"},
         # One execution, and the dstack run of a worker's flow run.
         {"_job", "_orphaned_runs", "_worker_runs"},
         {"_follow"},
         # What flows and work pools use.
         {
             "_remote_function",
+            "budgets",
             "deploy",
             "fleets",
             "hooks",
+            "offers",
+            "project_secrets",
             "reaper",
             "run_handle",
             "runs",
