@@ -27,7 +27,7 @@ from dstack_core.errors import ConfigurationError
 from dstack_core.models.account import Gateway, Secret
 from dstack_core.models.configurations import Task
 from dstack_core.models.fleets import Fleet, FleetConfiguration, FleetPlan
-from dstack_core.models.options import SubmitOptions, check_choice, check_seconds
+from dstack_core.models.options import SubmitOptions, check_choice, check_flags, check_seconds
 from dstack_core.models.plan import Offers
 from dstack_core.models.resources import Resources
 from dstack_core.models.volumes import Volume
@@ -148,12 +148,19 @@ class ResourceOperations:
         marker: str | None,
         until: str,
         timeout: float | None,
+        wait_for_runs: bool = False,
     ) -> Flow[bool]:
         """Delete a fleet or machines of it."""
         check_choice("until", until, _UNTIL)
+        check_flags(wait_for_runs=wait_for_runs)
         numbers = None if instances is None else _numbers(instances)
         flow = fleets.delete_fleet(
-            self._fleets, name, instances=numbers, marker=marker, until_deleted=until == "deleted"
+            self._fleets,
+            name,
+            instances=numbers,
+            marker=marker,
+            until_deleted=until == "deleted",
+            wait_for_runs=wait_for_runs,
         )
         return self._limited(flow, timeout, f"Fleet {name} was not deleted within {_seconds(timeout)}")
 

@@ -131,6 +131,7 @@ class AsyncFleetCollection(_AsyncCollection):
         instances: Sequence[int] | None = None,
         marker: str | None = None,
         until: Literal["accepted", "deleted"] = "accepted",
+        wait_for_runs: bool = False,
         timeout: float | None = None,
         sleep: Callable[[float], Awaitable[None]] | None = None,
     ) -> bool:
@@ -141,6 +142,7 @@ class AsyncFleetCollection(_AsyncCollection):
             instances: The numbers of the machines to delete. Default: the whole fleet.
             marker: With one, a fleet that carries another marker is left alone.
             until: Return once the server has accepted the request, or once the machines are gone.
+            wait_for_runs: If runs use it, wait for their ends instead of being refused. Default: False.
             timeout: Time limit in seconds. None: retry an unreachable server for the client's budget, and
                 wait for the end without a limit.
             sleep: An async function of seconds that replaces ``asyncio.sleep``.
@@ -158,7 +160,12 @@ class AsyncFleetCollection(_AsyncCollection):
             ``await client.fleets.delete("train", until="deleted", timeout=600)``
         """
         flow = self._operations.delete_fleet(
-            name, instances=instances, marker=marker, until=until, timeout=timeout
+            name,
+            instances=instances,
+            marker=marker,
+            until=until,
+            timeout=timeout,
+            wait_for_runs=wait_for_runs,
         )
         return await _adrive.arun(flow, self._transport, sleep)
 

@@ -127,6 +127,7 @@ class FleetCollection(_Collection):
         instances: Sequence[int] | None = None,
         marker: str | None = None,
         until: Literal["accepted", "deleted"] = "accepted",
+        wait_for_runs: bool = False,
         timeout: float | None = None,
         sleep: Callable[[float], None] | None = None,
     ) -> bool:
@@ -137,6 +138,7 @@ class FleetCollection(_Collection):
             instances: The numbers of the machines to delete. Default: the whole fleet.
             marker: With one, a fleet that carries another marker is left alone.
             until: Return once the server has accepted the request, or once the machines are gone.
+            wait_for_runs: If runs use it, wait for their ends instead of being refused. Default: False.
             timeout: Time limit in seconds. None: retry an unreachable server for the client's budget, and
                 wait for the end without a limit.
             sleep: A function of seconds that replaces ``time.sleep``.
@@ -154,7 +156,12 @@ class FleetCollection(_Collection):
             ``client.fleets.delete("train", until="deleted", timeout=600)``
         """
         flow = self._operations.delete_fleet(
-            name, instances=instances, marker=marker, until=until, timeout=timeout
+            name,
+            instances=instances,
+            marker=marker,
+            until=until,
+            timeout=timeout,
+            wait_for_runs=wait_for_runs,
         )
         return _drive.run(flow, self._transport, sleep)
 

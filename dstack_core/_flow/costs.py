@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from typing import Any
+from typing import Any, Protocol
 
 from dstack_core._flow.steps import Op, call
 from dstack_core._wire.api import PAGE_SIZE, Api
@@ -147,18 +147,39 @@ def _moment(name: str, given: datetime | str | int | None, now: datetime) -> dat
     return given if given.tzinfo is not None else given.replace(tzinfo=UTC)
 
 
+def submitted_at(run: RunSnapshot) -> datetime:
+    """Return when a run was submitted."""
+    return time_of(run.submitted_at)
+
+
+class Adder(Protocol):
+    """What adds up runs, newest first."""
+
+    def add(self, run: RunSnapshot, /) -> None:
+        """Add a run if it counts."""
+
+    def is_older(self, run: RunSnapshot, /) -> bool:
+        """Return whether a run, and so all that follow it, is too old to count."""
+
+
 def read_costs(api: Api, query: CostQuery) -> Op[list[CostRow]]:
-    """Read the project's runs page by page, and return their costs. Raises ``ProjectNotFoundError``."""
+    """Return what the project's runs have cost. Raises ``ProjectNotFoundError``."""
+    yield from read_pages(api, query)
+    return query.rows()
+
+
+def read_pages(api: Api, adder: Adder) -> Op[None]:
+    """Read the project's runs page by page, as far back as they count. Raises ``ProjectNotFoundError``."""
     last: RunSnapshot | None = None
     while True:
         page = yield from call(api.list_runs(only_active=False, after=last))
         if last is not None and page and page[-1].id == last.id:
             raise ProtocolError(f"{api.server_url} gives the same page of runs again and again")
         for run in page:
-            query.add(run)
+            adder.add(run)
         if last is None and not page:
             # Servers of every version list no runs for a project that they do not have.
             yield from call(api.get_project(api.project))
-        if len(page) < PAGE_SIZE or query.is_older(page[-1]):
-            return query.rows()
+        if len(page) < PAGE_SIZE or adder.is_older(page[-1]):
+            return
         last = page[-1]

@@ -39,6 +39,8 @@ PAUSE_SECONDS = 2.0
 _MOST_REFUSALS = 10
 # The text of every server from 0.19.6 to 0.22.5 for both reasons (fleets/apply).
 _MAY_PASS = ("being processed currently", "has been changed")
+# The end of the refusal to delete what runs use, the same on 0.18.44 and 0.22.5 (fleets/delete).
+_IN_USE = "in use"
 
 
 def apply_fleet(
@@ -106,10 +108,12 @@ def delete_fleet(
     instances: Sequence[int] | None,
     marker: str | None,
     until_deleted: bool,
+    wait_for_runs: bool = False,
 ) -> Op[bool]:
     """Delete a fleet, or machines of it; return whether there was one.
 
-    Raises ``ResourceNameTakenError`` for a fleet with another marker, and the other server errors.
+    With ``wait_for_runs`` it is deleted once the runs that use it have ended. Raises
+    ``ResourceNameTakenError`` for a fleet with another marker, and the other server errors.
     """
     found = yield from call(api.get(name))
     if found is None:
@@ -125,6 +129,12 @@ def delete_fleet(
                 yield from call(api.delete_instances(name, instances))
             break
         except RequestRejectedError as error:
+            if wait_for_runs and _IN_USE in error.message:
+                yield Sleep(PAUSE_SECONDS)
+                now = yield from call(api.get(name))
+                if now is None or now.fleet.id != found.fleet.id:
+                    return True
+                continue
             refusals += 1
             if refusals > _MOST_REFUSALS or not _may_pass(error):
                 raise

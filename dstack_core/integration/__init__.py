@@ -13,6 +13,7 @@ from dstack_core._function.call import FunctionCall
 from dstack_core._function.result import choose_report, late_read_pauses, report_key
 from dstack_core.configurations import check_ends
 from dstack_core.integration.attempts import Attempt, achoose_attempt, choose_attempt
+from dstack_core.integration.budgets import aread_budget, read_budget
 from dstack_core.integration.callbacks import CallbackNotifier
 from dstack_core.integration.command_line import COMMAND_RETRY_SECONDS, TextStyle, command_limits
 from dstack_core.integration.doctor import examine
@@ -74,6 +75,7 @@ from dstack_core.integration.utilization_text import (
     utilization_lines,
 )
 from dstack_core.models.base import known_fields
+from dstack_core.models.budgets import BudgetSpentError, BudgetState
 from dstack_core.models.cost_limits import check_max_cost
 from dstack_core.models.debug import Hold
 from dstack_core.models.durations import format_duration
@@ -102,6 +104,8 @@ __all__ = [
     "RETRIED_CATEGORIES",
     "Attempt",
     "AttemptNames",
+    "BudgetSpentError",
+    "BudgetState",
     "CallbackNotifier",
     "FailureCategory",
     "Finding",
@@ -118,6 +122,7 @@ __all__ = [
     "StopState",
     "TextStyle",
     "achoose_attempt",
+    "aread_budget",
     "astop_run",
     "category_of",
     "check_address",
@@ -165,6 +170,7 @@ __all__ = [
     "outcome_table",
     "plan_hints",
     "raise_for_outcome",
+    "read_budget",
     "read_marker",
     "read_survive",
     "report_key",

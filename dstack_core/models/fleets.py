@@ -87,6 +87,16 @@ class FleetConfiguration(Model):
     def _check_duration(cls, value: Any) -> Any:
         return read_duration(value, below_zero=True)
 
+    @property
+    def machines_at_start(self) -> int:
+        """Return how many machines are created at once, or are hosts of your own."""
+        if self.ssh_config is not None:
+            return len(self.ssh_config.get("hosts") or ())
+        if isinstance(self.nodes, Mapping):
+            return self.nodes.get("target") or self.nodes.get("min") or 0
+        first = str(self.nodes or 0).partition("..")[0].strip()
+        return int(first or 0)
+
 
 def check_nodes(value: Any) -> Any:
     """Return ``value`` if it is a number of nodes in one of its forms, or raise ``ValueError``."""

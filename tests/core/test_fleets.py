@@ -282,6 +282,50 @@ def test_only_a_passing_refusal_of_a_deletion_is_tried_again(
     assert script.paths().count("fleets/delete") == requests
 
 
+IN_USE = "Failed to delete fleet train. Fleet is in use."
+
+
+@pytest.mark.parametrize("end", ["free", "missing", "another"])
+def test_a_fleet_that_runs_use_is_deleted_once_they_have_ended(driver: Driver, end: str) -> None:
+    server = Server(refusal(IN_USE), refusal(IN_USE), marker="mine")
+    script = server.script()
+    last = {"free": server.fleet, "missing": None, "another": server.new(fleet_id="second")}[end]
+    now = iter([server.fleet, server.fleet])
+
+    def get(body: dict[str, Any]) -> Any:
+        server.fleet = next(now, last)
+        return server.get(body)
+
+    script.answers["fleets/get"] = [get]
+    assert driver.run(deleted(wait_for_runs=True), script) is True
+    assert driver.clock.slept == [PAUSE_SECONDS, PAUSE_SECONDS]
+    # Not the other fleet that has the name by then.
+    assert script.paths().count("fleets/delete") == (3 if end == "free" else 2)
+
+
+def test_a_fleet_that_runs_use_is_not_waited_for_unasked(driver: Driver) -> None:
+    script = Server(refusal(IN_USE), marker="mine").script()
+    with pytest.raises(RequestRejectedError, match="in use"):
+        driver.run(deleted(), script)
+
+
+@pytest.mark.parametrize(
+    ("given", "number"),
+    [
+        ({}, 0),
+        ({"nodes": 2}, 2),
+        ({"nodes": "1..3"}, 1),
+        ({"nodes": "..3"}, 0),
+        ({"nodes": "4"}, 4),
+        ({"nodes": {"min": 1, "max": 3}}, 1),
+        ({"nodes": {"min": 0, "target": 2, "max": 3}}, 2),
+        ({"ssh_config": {"hosts": ["10.0.0.1", "10.0.0.2"]}}, 2),
+    ],
+)
+def test_how_many_machines_a_fleet_starts_with(given: dict[str, Any], number: int) -> None:
+    assert dstack.FleetConfiguration(**given).machines_at_start == number
+
+
 MACHINE = {"id": "m", "project_name": "main", "name": "train-0", "instance_num": 0, "status": "idle"}
 
 

@@ -41,6 +41,7 @@ from datetime import timedelta
 from typing import Any
 
 from airflow.sdk import DAG, setup, task, task_group, teardown
+from airflow_provider_dstack.fleets import DstackDeleteFleetOperator, DstackFleetOperator, dstack_fleet
 from airflow_provider_dstack.operators import DstackRunOperator
 from airflow_provider_dstack.reaper import DstackReapOperator
 from airflow_provider_dstack.sensors import DstackRunSensor

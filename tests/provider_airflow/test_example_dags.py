@@ -21,10 +21,12 @@ def test_every_kind_of_task_has_an_example() -> None:
     assert [path.stem.removeprefix("example_dstack_") for path in FILES] == [
         "batch_inference",
         "fine_tune",
+        "fleet",
         "function",
         "reap",
         "run",
         "service",
+        "spot",
         "sweep",
         "train",
         "yaml",
@@ -64,6 +66,8 @@ def test_an_example_is_parsed_and_runs(
     runs = runs_of(server, f"airflow:{dag.dag_id}/")
     assert runs
     assert [one.name for one in runs if one.outcome() is None] == []
+    if path.stem == "example_dstack_fleet":
+        assert list(tasks["gpus.delete_fleet", -1][1].values()) == ["deleted"]
     if path.stem == "example_dstack_service":
         assert tasks["ask", 0][1] == "echo: What is a GPU?"
         assert tasks["stop", -1][1] == {runs[0].name: "terminated"}
@@ -71,6 +75,8 @@ def test_an_example_is_parsed_and_runs(
         assert tasks["predict", -1][1]["result"] == {"rows": 5000}
     if path.stem == "example_dstack_fine_tune":
         assert tasks["register", -1][1] == "s3://models/tiny/4.pt has a loss of 0.135"
+    if path.stem == "example_dstack_spot":
+        assert tasks["report", -1][1] == ["attempt 1: done_by_runner"]
     if path.stem == "example_dstack_function":
         assert tasks["best", -1][1] == 0.05
         assert len(runs) == 3

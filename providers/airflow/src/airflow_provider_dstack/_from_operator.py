@@ -32,10 +32,10 @@ if TYPE_CHECKING:
 _QUICK_POLL_SECONDS = 1.0
 # Airflow's own timeout of a deferral comes so long after the deadline at which the trigger stops the run. If
 # Airflow's comes first, the run is stopped a second time, by the worker.
-_BACKSTOP_SECONDS = 60.0
+BACKSTOP_SECONDS = 60.0
 # A worker may report the end of a deferral five seconds late, and the scheduler read it a second later. An
 # event that comes earlier fails the task.
-_SETTLE_SECONDS = 8.0
+SETTLE_SECONDS = 8.0
 
 
 def task_run_of(operator: DstackRunOperator, context: Context, hand_over_after: float | None) -> TaskRun:
@@ -141,7 +141,7 @@ def defer(
         poll_interval=operator.poll_interval,
         retry_budget=operator.retry_budget,
         deadline=deadline,
-        not_before=clock.epoch() + _SETTLE_SECONDS,
+        not_before=clock.epoch() + SETTLE_SECONDS,
         get_logs=operator.get_logs,
         log_budget_bytes=operator.log_budget_bytes,
         log_timestamps=operator.log_timestamps,
@@ -160,7 +160,7 @@ def defer(
         # Airflow complains about an XCom that is read before it was ever written.
         state = {"progress": trigger.progress, **task_run.relay.state(), "reported": trigger.reported}
         save(context["ti"], trigger.marker, state)
-    left = None if deadline is None else max(0.0, deadline - clock.epoch()) + _BACKSTOP_SECONDS
+    left = None if deadline is None else max(0.0, deadline - clock.epoch()) + BACKSTOP_SECONDS
     # The last check: what happens between this and Airflow's answer goes unnoticed.
     if was_killed() or was_ended(context["ti"]):
         raise DstackRunInterrupted(f"The task was ended while run {task_run.ref.name} was handed over.")
@@ -174,6 +174,7 @@ def defer(
 
 def submit_arguments(operator: DstackRunOperator, context: Context) -> dict[str, Any]:
     """Return what ``runs.plan`` and ``runs.submit`` both take. Raises ``ConfigurationError``."""
+    from airflow_provider_dstack._group_fleet import on_fleet_of_group
     from airflow_provider_dstack._parameters import (
         RENAMED,
         check_masked,
@@ -191,6 +192,8 @@ def submit_arguments(operator: DstackRunOperator, context: Context) -> dict[str,
     # Each option is a field of the operator.
     given = {name: getattr(operator, RENAMED.get(name, name)) for name in SubmitOptions.__optional_keys__}
     given["profile"] = profile_of(operator, context)
+    if not given["profile"].fleets:
+        configuration = on_fleet_of_group(operator, context, configuration)
     given["max_duration"] = read_duration(given["max_duration"])
     # A run that skips the task has not failed.
     hold = read_duration(given["debug_on_failure"])

@@ -14,7 +14,7 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 if TYPE_CHECKING:
-    from dstack_core import Configuration, ReportLimits
+    from dstack_core import Configuration, FleetConfiguration, ReportLimits, VolumeConfiguration
     from dstack_core.integration import MaskEnv
 
 Choice = TypeVar("Choice", bound=str)
@@ -41,6 +41,37 @@ def read_configuration(value: Any) -> Configuration:
     from dstack_core import load_configuration, parse_configuration
 
     return parse_configuration(value) if isinstance(value, str) else load_configuration(value)
+
+
+def read_fleet(value: Any) -> FleetConfiguration:
+    """Return the fleet's configuration that the field holds: a model, a dict, a path object, or YAML text.
+
+    Raises ``ConfigurationError``.
+    """
+    from dstack_core import load_fleet
+
+    return load_fleet(_mapping_in(value))
+
+
+def read_volume(value: Any) -> VolumeConfiguration:
+    """Return a volume's configuration, likewise. Raises ``ConfigurationError``."""
+    from dstack_core import load_volume
+
+    return load_volume(_mapping_in(value))
+
+
+def _mapping_in(value: Any) -> Any:
+    """Return what a text holds as YAML; Airflow has read the file that it named."""
+    if not isinstance(value, str):
+        return value
+    import yaml
+
+    from dstack_core import ConfigurationError
+
+    try:
+        return yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigurationError(f"configuration: expected YAML, got {error}.") from None
 
 
 def with_local_paths(configuration: Configuration, folder: Path | None) -> Configuration:

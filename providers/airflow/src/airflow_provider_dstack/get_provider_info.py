@@ -25,6 +25,7 @@ def get_provider_info() -> dict[str, Any]:
                     "airflow_provider_dstack.operators",
                     "airflow_provider_dstack.services",
                     "airflow_provider_dstack.reaper",
+                    "airflow_provider_dstack.budgets",
                 ],
             }
         ],

@@ -19,6 +19,8 @@ SERVICE_URL_KEY = "dstack_service_url"
 SERVICE_LINK_KEY = "dstack_service_link"
 # How a run ended that did not succeed: an XCom only, since such a task returns nothing.
 OUTCOME_KEY = "dstack_outcome"
+# The fleet that a task has created: an XCom only, since dstack's pages of fleets list them all.
+FLEET_NAME_KEY = "dstack_fleet_name"
 
 
 class _PushedLink(BaseOperatorLink):

@@ -32,10 +32,10 @@ def reap(
         bool, Parameter(help="Also stop the runs of flow runs that this Prefect server does not know.")
     ] = False,
 ) -> int:
-    """Stop the active dstack runs whose flow run has ended, and report how runs ended.
+    """Stop the dstack runs and delete the fleets of flow runs that have ended; report how runs ended.
 
-    It shows a line for each run, and their count. The exit status is 1 if a server does not answer, or if a
-    run could not be stopped.
+    It shows a line for each run and fleet, and their count. The exit status is 1 if a server does not answer,
+    or if a run could not be stopped.
     """
     from httpx import HTTPError
     from prefect.settings import PREFECT_API_URL

@@ -13,6 +13,12 @@ def check_pace(poll_interval: Any, retry_budget: Any) -> None:
     _check("retry_budget", retry_budget, _is_number(retry_budget) and retry_budget >= 0, wanted)
 
 
+def check_seconds(**given: object) -> None:
+    """Raise ``ConfigurationError`` for the first that is not a number of seconds above 0."""
+    for name, value in given.items():
+        _check(name, value, _is_number(value) and value > 0, "more than 0 seconds")  # type: ignore[operator]
+
+
 def check_log_budget(value: object) -> None:
     """Raise ``ConfigurationError`` for what is not a number of bytes."""
     is_fine = value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= 0)

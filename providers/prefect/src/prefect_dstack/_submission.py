@@ -14,6 +14,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from prefect_dstack._current_fleet import with_current_fleet
+from prefect_dstack._current_secrets import current_secrets
 from prefect_dstack._names import own_parameters
 from prefect_dstack._secrets import GitLogin, Masking, is_secret, names_of_secrets, plain, with_plain_secrets
 
@@ -160,7 +162,8 @@ def resolve(
     if names_exist:
         check_masked_names(masking.mask_env, loaded, texts)
     return Submission(
-        configuration=loaded,
+        # Not in what is described either: another execution has the same fleet, or a new one.
+        configuration=with_current_fleet(loaded, profile),
         arguments={
             **arguments,
             "env": texts or None,
@@ -177,7 +180,7 @@ def resolve(
         secrets=collect_secrets(
             loaded,
             env=texts,
-            others=login.secrets,
+            others=[*login.secrets, *current_secrets()],
             mask_env=masking.mask_env,
             secret_names=masking.secret_names,
         ),

@@ -1,4 +1,4 @@
-"""Stop the runs of flow runs that have ended, and report ends that no other process reported.
+"""Stop the runs and delete the fleets of flow runs that have ended; report ends that nothing else reported.
 
 The last line of defence: it needs nothing of the processes that submitted the runs, only the markers on the
 runs, the states in Prefect, and what ``_end_reports`` reads from Prefect's artifacts and events.
@@ -17,8 +17,10 @@ from prefect.cache_policies import NO_CACHE
 from prefect.logging import get_run_logger
 
 from prefect_dstack import _end_reports
+from prefect_dstack._judge import UNKNOWN_STATE, Finding, Judge
 from prefect_dstack._names import owner_of
-from prefect_dstack._orphaned_runs import UNKNOWN_STATE, Finding, Judge, stop_all
+from prefect_dstack._orphaned_resources import reap_resources
+from prefect_dstack._orphaned_runs import stop_all
 from prefect_dstack.credentials import PATIENT_TIMEOUT, CredentialsLike, load, open_client
 
 if TYPE_CHECKING:
@@ -41,7 +43,7 @@ def reap(
     min_age: float = 60.0,
     stop_unknown: bool = False,
 ) -> list[dict[str, Any]]:
-    """Stop the active runs whose flow run or task run has ended, and report how runs ended.
+    """Stop the runs and delete the fleets of flow runs and task runs that have ended; report how runs ended.
 
     Left alone are the runs submitted with ``on_crash="keep"`` unless their flow run was cancelled, and those
     that a task still waits for. A task run that stays Running without a process, since its worker of Dask or
@@ -54,6 +56,9 @@ def reap(
     those of runs that ended earlier without a report: because their flow's process was killed and had no
     hooks, or the server needed longer than any process waited. Each end is reported once.
 
+    Project secrets of ``sync_secrets`` are deleted, and fleets once their runs have ended. A fleet that runs
+    use, or whose flow run has a run that is left, is left; one with ``keep=True`` is never touched.
+
     Args:
         credentials: A ``DstackCredentials`` block, the name of a saved one, or None for the environment.
         dry_run: Only return what would be stopped. Default: False.
@@ -62,7 +67,7 @@ def reap(
             another server's. Default: False.
 
     Returns:
-        The fields of ``Finding`` for each run.
+        The fields of ``Finding`` for each run and fleet.
 
     Raises:
         ConfigurationError: ``min_age`` is below 0.
@@ -89,6 +94,7 @@ def reap(
             if not run.last_status.is_ending:
                 findings[run.id] = judge.finding(run)
         if dry_run:
+            findings |= reap_resources(client, judge, list(findings.values()), dry_run=True)
             return [asdict(finding) for finding in findings.values()]
         stopped = [run for run in active if run.id in findings and findings[run.id].stopped]
         for run, result in zip(stopped, stop_all(client, stopped, _log, _ENDED), strict=True):
@@ -96,9 +102,12 @@ def reap(
                 failure = "the server refused" if result.state == "refused" else "could not confirm"
                 reason = f"{findings[run.id].reason}; {failure} the stop: {result.error}"
                 findings[run.id] = replace(findings[run.id], stopped=False, failed=True, reason=reason)
+        of_active = list(findings.values())
         # A run that was just stopped has its finding already.
         for finding in _report_ends(client, api, judge, active, _stopped(findings)):
             findings.setdefault(*finding)
+        # Last, when the runs that use them have ended.
+        findings |= reap_resources(client, judge, of_active, dry_run=False)
     return [asdict(finding) for finding in findings.values()]
 
 
@@ -135,7 +144,7 @@ def reap_runs(
             another server's. Default: False.
 
     Returns:
-        The fields of ``prefect_dstack.reaper.Finding`` for each run.
+        The fields of ``prefect_dstack.reaper.Finding`` for each run and fleet.
 
     Raises:
         ConfigurationError: ``min_age`` is below 0.
@@ -213,7 +222,7 @@ def _stopped(findings: Mapping[str, Finding]) -> set[str]:
 
 
 def _log_findings(findings: list[dict[str, Any]], dry_run: bool) -> None:
-    """Log the findings. Raises ``DstackError`` when a run could not be stopped, so that its task fails."""
+    """Log the findings. Raises ``DstackError`` when one could not be stopped, so that its task fails."""
     from dstack_core import DstackError
 
     logger = get_run_logger()
@@ -224,8 +233,9 @@ def _log_findings(findings: list[dict[str, Any]], dry_run: bool) -> None:
     failed = [found for found in findings if found["failed"]]
     if failed:
         names = ", ".join(f"{found['run_name']} ({found['url']})" for found in failed)
+        what = "runs" if all(found["kind"] == "run" for found in failed) else "runs, fleets or secrets"
         raise DstackError(
-            f"Reaping: {len(failed)} runs could not be stopped. Stop them on their pages: {names}"
+            f"Reaping: {len(failed)} {what} could not be stopped. Stop them on their pages: {names}"
         )
 
 
@@ -235,17 +245,22 @@ def summary(findings: Sequence[Mapping[str, Any]], *, dry_run: bool) -> str:
         return "No active or unreported run of a Prefect flow or task was found."
     actions = [_action(found, dry_run).lower() for found in findings]
     counts = ", ".join(f"{actions.count(one)} {one}" for one in dict.fromkeys(actions))
-    noun = "run" if len(findings) == 1 else "runs"
-    return f"{len(findings)} {noun} of Prefect flows and tasks: {counts}."
+    kinds = [found["kind"] for found in findings]
+    nouns = " and ".join(
+        f"{kinds.count(kind)} {kind}{'' if kinds.count(kind) == 1 else 's'}" for kind in dict.fromkeys(kinds)
+    )
+    return f"{nouns} of Prefect flows and tasks: {counts}."
 
 
 def describe(found: Mapping[str, Any], *, dry_run: bool) -> str:
     """Return a finding in one line; with ``dry_run`` nothing was stopped."""
     owner = f"{found['owner']} ({found['state']})"
     action = _action(found, dry_run)
-    return f"{action}: run {found['run_name']} ({found['url']}) of {owner}: {found['reason']}"
+    return f"{action}: {found['kind']} {found['run_name']} ({found['url']}) of {owner}: {found['reason']}"
 
 
 def _action(found: Mapping[str, Any], dry_run: bool) -> str:
-    did = "Would stop" if dry_run else "Stopped"
-    return "Not stopped" if found["failed"] else did if found["stopped"] else "Left"
+    verb = "stop" if found["kind"] == "run" else "delete"
+    did = f"Would {verb}" if dry_run else {"stop": "Stopped", "delete": "Deleted"}[verb]
+    failed = {"stop": "Not stopped", "delete": "Not deleted"}[verb]
+    return failed if found["failed"] else did if found["stopped"] else "Left"

@@ -1,0 +1,93 @@
+"""Delete fleets: the one that a task of its own leaves behind, and those of a DAG run at its end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from airflow_provider_dstack.errors import DstackError
+
+if TYPE_CHECKING:
+    from airflow_provider_dstack.hooks import DstackHook
+    from dstack_core import Client
+
+# The pause between two requests for a fleet whose creation is still under way while its task is killed.
+_AGAIN_SECONDS = 0.3
+# How long to wait before a fleet that runs still use is deleted again.
+_IN_USE_SECONDS = 5.0
+_REAPER = "A DstackReapOperator, where one is scheduled, deletes it at its next pass."
+
+
+def delete_own(
+    hook: DstackHook,
+    name: str,
+    mark: str,
+    *,
+    timeout: float,
+    log: Any,
+    may_appear: Callable[[], bool] = lambda: False,
+) -> bool:
+    """Delete the fleet of a task that failed or was ended; return whether nothing is left. Raises nothing.
+
+    ``may_appear`` is whether the request that creates it may still be under way.
+    """
+    from dstack_core import DstackError as CoreError
+    from dstack_core import ResourceNameTakenError
+
+    end = time.monotonic() + timeout
+    try:
+        with hook.client(retry_budget=timeout) as client:
+            while True:
+                left = max(end - time.monotonic(), 0.1)
+                if client.fleets.delete(name, marker=mark, timeout=left):
+                    log.warning("Fleet %s of this task is deleted.", name)
+                    return True
+                if not may_appear() or left <= _AGAIN_SECONDS:
+                    return True
+                time.sleep(_AGAIN_SECONDS)
+    except ResourceNameTakenError:
+        # It was never this task's.
+        return True
+    except CoreError as error:
+        log.warning("Could not delete fleet %s: %s. Delete it by hand. %s", name, error.message, _REAPER)
+    except Exception as error:
+        log.warning("Could not delete fleet %s: %r. Delete it by hand. %s", name, error, _REAPER)
+    return False
+
+
+def delete_fleet(
+    client: Client,
+    name: str,
+    mark: str | None,
+    *,
+    timeout: float,
+    sleep: Callable[[float], None],
+    log: Any,
+) -> str:
+    """Delete a fleet with that mark and wait for its end; return ``"deleted"``, or ``"gone"`` without one.
+
+    Runs of tasks that are ending may still use it, so a refusal is tried again until ``timeout`` seconds have
+    passed. Raises ``DstackError`` and the server errors of ``dstack_core``.
+    """
+    from dstack_core import RequestRejectedError, WaitTimeoutError, clock
+
+    end = clock.monotonic() + timeout
+    while True:
+        left = max(end - clock.monotonic(), 1.0)
+        try:
+            if client.fleets.delete(name, marker=mark, until="deleted", timeout=left, sleep=sleep):
+                log.info("Fleet %s and its machines are deleted.", name)
+                return "deleted"
+            log.info("There is no fleet %s in project %s.", name, client.project)
+            return "gone"
+        except WaitTimeoutError as error:
+            raise DstackError(
+                f"Fleet {name}: expected its machines to be gone within {timeout:g} s, got {error.message}. "
+                "Check it in the cloud, or raise wait_timeout."
+            ) from None
+        except RequestRejectedError as error:
+            if clock.monotonic() + _IN_USE_SECONDS > end:
+                raise
+            log.warning("%s Deleting it again in %g s.", error.message, _IN_USE_SECONDS)
+            sleep(_IN_USE_SECONDS)
