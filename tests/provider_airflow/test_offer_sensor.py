@@ -47,7 +47,7 @@ def test_the_cheapest_machine_is_found_below_the_price(server: LocalServer) -> N
     assert sensor(run_resources={"gpu": "99"}).poke({}) is False
 
 
-def test_a_machine_that_cannot_be_had_is_no_offer() -> None:
+def test_a_machine_that_cannot_be_had_is_left_out() -> None:
     offers = [Offer("aws", "r", "x", price, False, word) for price, word in [(1, "no_quota"), (2, None)]]
     best = first_offer(Offers(tuple(offers), 2))
     assert best is not None

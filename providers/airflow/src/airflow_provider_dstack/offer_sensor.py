@@ -22,7 +22,7 @@ _MOST_OFFERS = 50
 class DstackOfferSensor(BaseSensorOperator):
     """A sensor that waits until the project could get a machine that fits, below a price.
 
-    Fleets restrict nothing unless ``fleets`` names some. An offer is no reservation: a run that starts later
+    Fleets restrict nothing unless ``fleets`` names some. An offer reserves nothing: a run that starts later
     may find it gone.
 
     Args:
