@@ -26,6 +26,7 @@ def test_every_kind_of_task_has_an_example() -> None:
         "reap",
         "run",
         "service",
+        "spot",
         "sweep",
         "train",
         "yaml",
@@ -74,6 +75,8 @@ def test_an_example_is_parsed_and_runs(
         assert tasks["predict", -1][1]["result"] == {"rows": 5000}
     if path.stem == "example_dstack_fine_tune":
         assert tasks["register", -1][1] == "s3://models/tiny/4.pt has a loss of 0.135"
+    if path.stem == "example_dstack_spot":
+        assert tasks["report", -1][1] == ["attempt 1: done_by_runner"]
     if path.stem == "example_dstack_function":
         assert tasks["best", -1][1] == 0.05
         assert len(runs) == 3

@@ -1,9 +1,10 @@
-"""Fleets of a DAG run: created once, used by its tasks, deleted however they end, and those of other owners left alone."""
+"""Fleets of a DAG run: created once, used by its tasks, deleted however they end; others are left alone."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,8 @@ from typing import Any
 import pytest
 from airflow.sdk.exceptions import TaskDeferred
 
-from airflow_provider_dstack._compat import AirflowFailException
+from airflow_provider_dstack._compat import AirflowFailException, TaskFacts
+from airflow_provider_dstack._reap_fleets import fleet_failure, reap_fleets
 from airflow_provider_dstack._resource_names import ResourceOwner
 from airflow_provider_dstack.errors import DstackError, DstackRunInterrupted, DstackServerUnreachable
 from airflow_provider_dstack.fleet_trigger import DstackFleetTrigger
@@ -288,3 +290,49 @@ def test_a_fleet_is_deleted_although_a_task_failed_and_others_name_their_fleet(
     assert ran.tasks["fleet.delete_fleet"] == "success"
     assert sorted(fleets_of(server)) == ["own", "shared"]
     assert [fleet.name for fleet in client.fleets.list()] == ["own"]
+
+
+@pytest.mark.parametrize(
+    ("state", "started", "options", "action"),
+    [
+        ("success", STARTED, {}, "deleted"),
+        ("failed", STARTED, {}, "deleted"),
+        ("failed", STARTED, {"dry_run": True}, "would delete"),
+        ("running", STARTED, {}, "left"),
+        ("failed", None, {}, "left"),
+        ("failed", None, {"stop_unknown": True}, "deleted"),
+        (None, STARTED, {}, "left"),
+        (None, STARTED, {"stop_unknown": True}, "deleted"),
+    ],
+)
+def test_the_reaper_deletes_the_fleets_of_dag_runs_that_have_ended(
+    client: Client, state: str | None, started: Any, options: dict[str, bool], action: str
+) -> None:
+    client.fleets.apply(TWO, name="own")
+    name = create().execute(context_of())
+    facts = None if state is None else TaskFacts("success", None, state, started)
+    (found,) = reap_fleets(
+        client,
+        lambda task: facts,
+        **{"dry_run": False, "stop_unknown": False, **options},
+        log=logging.getLogger("reap"),
+    )
+    assert (found.fleet_name, found.task_instance, found.action) == (name, "etl/r/create", action)
+    kept = {fleet.name for fleet in client.fleets.list() if not fleet.is_terminating}
+    assert kept == ({"own"} if action == "deleted" else {"own", name})
+
+
+def test_the_reaper_reports_what_it_could_not_delete(server: LocalServer, client: Client) -> None:
+    create().execute(context_of())
+    facts = TaskFacts("success", None, "failed", STARTED)
+    how: dict[str, Any] = {"dry_run": False, "stop_unknown": False, "log": logging.getLogger("reap")}
+    server.faults.add("/fleets/delete", status=403)
+    (found,) = reap_fleets(client, lambda task: facts, **how)
+    assert found.action == "not deleted"
+    assert found.fleet_name in str(fleet_failure([found]))
+
+    def broken(task: Any) -> Any:
+        raise OSError("database is away")
+
+    with pytest.raises(DstackError, match=r"database is away\. No fleet was deleted"):
+        reap_fleets(client, broken, **how)

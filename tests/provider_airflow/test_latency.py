@@ -16,6 +16,7 @@ from tests.faults.latency_matrix import try_latencies
 from tests.faults.loop import Loop
 from tests.provider_airflow.components import Components
 from tests.provider_airflow.support import DagRunner, connection_json, over, runs_of, wait_for
+from tests.provider_airflow.versions import MINOR
 from tests.rig.server import RealServer
 
 _CASES = [
@@ -47,6 +48,8 @@ def results(
 def test_an_ended_task_stops_its_run_or_names_its_page(
     case: tuple[str, str], results: dict[tuple[str, str], LatencyResult]
 ) -> None:
+    if MINOR < (3, 2) and case[1] == "drops every stop":
+        pytest.skip("Airflow has the reaper's command since 3.2")
     assert not results[case].flaw, results[case]
 
 

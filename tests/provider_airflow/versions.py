@@ -25,7 +25,7 @@ DagSerialization = _one_of(
     ("airflow.serialization.serialized_objects", "DagSerialization"),
     ("airflow.serialization.serialized_objects", "SerializedDAG"),
 )
-__all__ = ["DagBag", "DagSerialization", "TaskDeferred", "needs_3_2"]
+__all__ = ["MINOR", "DagBag", "DagSerialization", "TaskDeferred", "needs_3_2"]
 
 MINOR = tuple(int(part) for part in __version__.split(".")[:2])
 # The table "Versions of Airflow" in docs/airflow.md names each of these.

@@ -72,6 +72,15 @@ def test_the_best_run_is_picked_by_its_metric(server: LocalServer) -> None:
 
 
 @pytest.mark.usefixtures("prefect_server")
+def test_a_flow_survives_an_interruption(server: LocalServer) -> None:
+    server.scenarios.interrupt_after(0, noticed_after=0)
+    assert load("example_dstack_spot").train_on_spot() == [
+        "attempt 1: interrupted_by_no_capacity",
+        "attempt 2: done_by_runner",
+    ]
+
+
+@pytest.mark.usefixtures("prefect_server")
 def test_two_steps_run_on_the_machine_of_one_fleet(server: LocalServer) -> None:
     steps = load("example_dstack_fleet").example_dstack_fleet()
     assert [step["status"] for step in steps] == ["done", "done"]

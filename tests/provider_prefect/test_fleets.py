@@ -23,7 +23,7 @@ from dstack_core.local import LocalServer
 from prefect_dstack import (
     DstackCredentials,
     _cancellation,
-    _orphaned_fleets,
+    _orphaned_resources,
     _orphaned_runs,
     acreate_fleet,
     adelete_fleet,
@@ -400,7 +400,7 @@ def test_the_reaper_leaves_the_fleet_of_a_run_that_is_kept(
 def test_a_fleet_that_others_use_is_left_for_the_next_pass(
     dstack: LocalServer, credentials: DstackCredentials, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_orphaned_fleets, "_IN_USE_SECONDS", 0.3)
+    monkeypatch.setattr(_orphaned_resources, "_IN_USE_SECONDS", 0.3)
     fleet_of(dstack, in_state(Crashed()))
     other = run_in(dstack, in_state(Running()))
     until(lambda: all_runs(dstack)[0].raw_status == "running")

@@ -7,15 +7,23 @@ import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from uuid import uuid4
 
 import prefect
 import pytest
+from prefect.client.schemas.objects import FlowRun
 from pydantic import ValidationError
 
 from dstack_core import ConfigurationError, Task, load_configuration
 from prefect_dstack import DstackWorker
 from prefect_dstack._secrets import GitLogin
-from prefect_dstack._worker_variables import DstackJobConfiguration, DstackVariables, directory_of, place_code
+from prefect_dstack._worker_variables import (
+    _SIGTERM,
+    DstackJobConfiguration,
+    DstackVariables,
+    directory_of,
+    place_code,
+)
 
 ENV = {"PREFECT_API_URL": "https://prefect.example/api"}
 
@@ -65,6 +73,27 @@ def test_a_name_without_a_value_is_not_sent_as_empty_text() -> None:
 def test_retry_is_taken_as_in_yaml(retry: Any) -> None:
     assert DstackVariables(retry=retry).retry == retry
     assert sent(retry=retry)["retry_policy"] == retry
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({}, None),
+        ({"survive": "4h"}, "relinquish"),
+        ({"survive": {"events": ["no-capacity"]}}, None),
+        ({"retry": True}, "relinquish"),
+        ({"retry": {"on_events": ["interruption"]}}, "relinquish"),
+        ({"retry": {"on_events": ["no-capacity"]}}, None),
+        ({"configuration": {"retry": True}}, "relinquish"),
+        ({"survive": "4h", "env": {_SIGTERM: "crash"}}, "crash"),
+    ],
+)
+def test_a_flow_run_whose_machine_dstack_starts_again_is_not_crashed_by_a_signal(
+    fields: dict[str, Any], expected: str | None
+) -> None:
+    made = configuration(**fields)
+    made.prepare_for_flow_run(FlowRun(flow_id=uuid4(), name="given"))
+    assert made.env.get(_SIGTERM) == expected
 
 
 def test_resources_are_taken_as_text() -> None:

@@ -206,6 +206,7 @@ def inside(
     credentials: DstackCredentials,
     monkeypatch: pytest.MonkeyPatch,
     command: str = "sleep 60",
+    **fields: Any,
 ) -> int:
     """Run a machine by a worker in this process; return its status code."""
     monkeypatch.setattr(_worker_runs, "CHECK_SECONDS", 0.2)
@@ -215,6 +216,7 @@ def inside(
         command=command,
         env={"PREFECT_API_URL": os.environ["PREFECT_API_URL"]},
         poll_interval=0.2,
+        **fields,
     )
 
     async def go() -> int:
@@ -291,6 +293,20 @@ def test_an_execution_after_an_ended_machine_gets_a_new_one(
     inside(pool, flow_run, credentials, monkeypatch, command="exit 3")
     first, second = (run.name for run in all_runs(dstack))
     assert second == f"{first}-2"
+
+
+def test_a_machine_that_is_interrupted_is_the_same_machine_again(
+    pool: str, dstack: LocalServer, credentials: DstackCredentials, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flow_run = start(deploy(pool))
+    for seconds in (0, 0.5):
+        dstack.scenarios.interrupt_after(seconds, noticed_after=0)
+    status = inside(
+        pool, flow_run, credentials, monkeypatch, command="sleep 1", survive="1h", spot_policy="spot"
+    )
+    assert status == 0
+    (run,) = dstack.runs
+    assert run.job_reasons == (*["interrupted_by_no_capacity"] * 2, "done_by_runner")
 
 
 def test_two_workers_at_once_submit_one_machine(dstack: LocalServer, credentials: DstackCredentials) -> None:

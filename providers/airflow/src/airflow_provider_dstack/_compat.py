@@ -348,9 +348,11 @@ def mask_secret(secret: str) -> None:
 def stats() -> Any:
     """Return what counts for Airflow's metrics, with ``incr`` and ``gauge``; imported when it is needed."""
     try:
-        return import_module("airflow.sdk.observability.stats")
+        module = import_module("airflow.sdk.observability.stats")
     except ImportError:
-        return import_module("airflow.stats").Stats
+        module = import_module("airflow.stats")
+    # Since 3.3 these are functions of the module.
+    return module if hasattr(module, "incr") else module.Stats
 
 
 def deferral_errors() -> tuple[type[Exception], ...]:

@@ -53,6 +53,11 @@ class ResourceOwner:
         index = None if found["index"] is None else int(found["index"])
         return cls(found["kind"], found["dag"], found["run"], found["task"], index, found["born"])
 
+    @property
+    def try_number(self) -> int:
+        """The first try's, which stands for all of them."""
+        return 1
+
     def __str__(self) -> str:
         index = "" if self.map_index is None else f"[{self.map_index}]"
         return f"{self.dag_id}/{self.run_id}/{self.task_id}{index}"

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from prefect_dstack.fleets import acreate_fleet, adelete_fleet, create_fleet, delete_fleet, dstack_fleet
     from prefect_dstack.flow_future import DstackFlowRunFuture
     from prefect_dstack.flows import arun_and_report, run_and_report
+    from prefect_dstack.offers import await_for_offer, wait_for_offer
+    from prefect_dstack.project_secrets import sync_secrets
     from prefect_dstack.run_dict import RunDict
     from prefect_dstack.worker import DstackWorker
 
@@ -56,6 +58,7 @@ __all__ = [
     "arun_task",
     "astop_run",
     "asubmit_run",
+    "await_for_offer",
     "await_for_run",
     "await_for_service",
     "create_fleet",
@@ -74,6 +77,8 @@ __all__ = [
     "stop_runs_on_cancellation",
     "stop_runs_on_crash",
     "submit_run",
+    "sync_secrets",
+    "wait_for_offer",
     "wait_for_run",
     "wait_for_service",
 ]
@@ -97,6 +102,14 @@ def __getattr__(name: str) -> Any:
         from prefect_dstack import fleets
 
         value = getattr(fleets, name)
+    elif name in ("await_for_offer", "wait_for_offer"):
+        from prefect_dstack import offers
+
+        value = getattr(offers, name)
+    elif name == "sync_secrets":
+        from prefect_dstack import project_secrets
+
+        value = project_secrets.sync_secrets
     elif name == "RunDict":
         from prefect_dstack import run_dict
 

@@ -28,7 +28,8 @@ UNKNOWN_STATE = "unknown"
 class Finding:
     """A run of this package that is active, or whose end was not reported, and what was done about it.
 
-    With ``kind`` ``"fleet"`` it is a fleet: ``run_name`` is its name, ``stopped`` means deleted.
+    ``kind`` is ``"run"``, ``"fleet"`` or ``"secret"``; of the last two ``run_name`` is the name, and
+    ``stopped`` means deleted.
 
     ``owner`` is ``flow_run``, ``task_run`` or ``worker`` and the id of the flow or task run; ``state`` its
     state's name, ``"unknown"`` when this Prefect server has none. ``stopped`` (bool): the run was stopped, or

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from prefect import Task
 
-    from dstack_core.integration import AttemptNames, RunRef
+    from dstack_core.integration import AttemptNames
 
 _ENGINE = "prefect"
 # The number of an attempt, such as -999, follows.
@@ -184,25 +184,6 @@ def identify(
         fixed_name=run_name,
         former_base=_former_base(owner, prefix, fingerprint, ordinal) if is_again else None,
     )
-
-
-def identify_resource(
-    owner: Owner,
-    kind: str,
-    spec: dict[str, Any],
-    *,
-    name: str | None = None,
-    prefix: str | None = None,
-    ordinals: Ordinals = _ordinals,
-) -> RunRef:
-    """Return the name and marker of a fleet or volume (``kind``) that ``owner`` creates from ``spec``."""
-    from dstack_core.integration import RunRef
-    from dstack_core.integration import run_name as readable_name
-
-    fingerprint = _hash(spec, kind, name)
-    marker = f"{marker_prefix(owner)}{kind}/{fingerprint}-{ordinals.ordinal(owner, fingerprint)}/1"
-    generated = readable_name([owner.flow_name, prefix or kind], marker, longest=_LONGEST_NAME)
-    return RunRef(name or generated, marker, generated=name is None)
 
 
 def _former_base(owner: Owner, prefix: str | None, fingerprint: str, ordinal: str) -> str:

@@ -24,7 +24,7 @@ from prefect_dstack import _end_reports
 from prefect_dstack._cancellation import quick_prefect_client, was_cancelled
 from prefect_dstack._end_reports import Unreported
 from prefect_dstack._names import flow_run_marker_prefix, outlives_crash
-from prefect_dstack._orphaned_fleets import delete_left_over
+from prefect_dstack._orphaned_resources import delete_left_over
 from prefect_dstack._stop import BACKSTOP
 from prefect_dstack.credentials import PATIENT_TIMEOUT, open_client
 

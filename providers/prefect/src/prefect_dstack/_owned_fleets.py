@@ -4,8 +4,8 @@ The problem: a fleet that its flow run leaves behind costs money, and a name may
 
 The idea: the marker on a fleet names its flow run, as on runs. Another execution of the flow run computes the
 same name and marker and finds its fleet; hooks and reaper know from the marker whose fleet it is
-(``_orphaned_fleets``). A fleet with ``keep=True`` has a marker without a flow run, by its name alone: every
-flow that keeps a fleet of that name means the same one, and no hook and no reaper deletes it.
+(``_orphaned_resources``). A fleet with ``keep=True`` has a marker without a flow run, by its name alone:
+every flow that keeps a fleet of that name means the same one, and no hook and no reaper deletes it.
 
 The invariants: what ends a creation early deletes the fleet again. A deletion never touches a fleet with
 another marker, and raises no error of a server at the end of a ``with``: the flow's own end counts.
@@ -18,7 +18,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from prefect_dstack._checks import check_seconds, check_switches
-from prefect_dstack._names import Owner, identify_resource
+from prefect_dstack._names import Owner
+from prefect_dstack._resource_names import identify_resource
 from prefect_dstack._waits import Waits, run_logger
 
 if TYPE_CHECKING:

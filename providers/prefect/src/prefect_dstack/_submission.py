@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from prefect_dstack._current_fleet import with_current_fleet
+from prefect_dstack._current_secrets import current_secrets
 from prefect_dstack._names import own_parameters
 from prefect_dstack._secrets import GitLogin, Masking, is_secret, names_of_secrets, plain, with_plain_secrets
 
@@ -179,7 +180,7 @@ def resolve(
         secrets=collect_secrets(
             loaded,
             env=texts,
-            others=login.secrets,
+            others=[*login.secrets, *current_secrets()],
             mask_env=masking.mask_env,
             secret_names=masking.secret_names,
         ),

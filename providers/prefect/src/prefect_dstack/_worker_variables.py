@@ -54,6 +54,7 @@ _NOT_PASSED_ON = ("PREFECT_HOME", "PREFECT_PROFILES_PATH", "PREFECT_SERVER_", "P
 # The flow's own log records reach Prefect from the machine, and its console would repeat them. What the flow
 # prints must arrive when it is printed.
 _DEFAULTS = {"PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL", "PYTHONUNBUFFERED": "1"}
+_SIGTERM = "PREFECT_FLOW_RUN_EXECUTE_SIGTERM_BEHAVIOR"
 _IMAGE = "What the machine runs in; it must hold Prefect. Without one, Prefect's own image of this version."
 _REST = "Further keys of a .dstack.yml, such as fleets, regions, volumes or user."
 # The pull step that names a directory of the worker's machine.
@@ -178,6 +179,16 @@ class DstackJobConfiguration(MachineFields, BaseJobConfiguration):
     _own_callbacks: list[Any] = PrivateAttr(default_factory=list)
     _bundle: tuple[Parcel, Path] | None = PrivateAttr(default=None)
 
+    def _when_terminated(self) -> dict[str, str]:
+        """Return what leaves the flow run Running on a SIGTERM, if dstack starts its machine again.
+
+        Prefect would mark it as Crashed, and the worker would then stop the new machine. Source: Prefect,
+        ``prefect flow-run execute``; versions without that value ignore it.
+        """
+        retry = self.configuration.get("retry") if self.retry is None else self.retry
+        starts_again = _has_interruption(retry, "on_events") or _has_interruption(self.survive, "events")
+        return {_SIGTERM: "relinquish"} if starts_again else {}
+
     def prepare_for_flow_run(
         self,
         flow_run: FlowRun,
@@ -193,7 +204,7 @@ class DstackJobConfiguration(MachineFields, BaseJobConfiguration):
         super().prepare_for_flow_run(flow_run, deployment, flow, work_pool, worker_name, worker_id)
         self.env = {
             name: value
-            for name, value in {**_DEFAULTS, **self.env}.items()
+            for name, value in {**_DEFAULTS, **self._when_terminated(), **self.env}.items()
             if name in chosen or not name.startswith(_NOT_PASSED_ON)
         }
         # Here the values are texts; their templates are those of the pool, the deployment and the flow run.
@@ -415,3 +426,10 @@ def place_code(repo_dir: Path, directory: Path | None) -> list[str]:
     code = '"${DSTACK_REPO_DIR:-$PWD}"' + ("" if below == "." else f"/{shlex.quote(below)}")
     used = shlex.quote(f"The flow code is that of {directory} on this machine, not the uploaded one.")
     return [f"if [ -e {path} ]; then echo {used}; else mkdir -p {parent} && ln -s {code} {path}; fi"]
+
+
+def _has_interruption(option: Any, key: str) -> bool:
+    """Whether an option covers interruptions: a dict that names no events covers all of them."""
+    if isinstance(option, dict):
+        return "interruption" in (option.get(key) or ["interruption"])
+    return option not in (None, False)

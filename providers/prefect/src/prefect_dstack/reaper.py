@@ -19,7 +19,7 @@ from prefect.logging import get_run_logger
 from prefect_dstack import _end_reports
 from prefect_dstack._judge import UNKNOWN_STATE, Finding, Judge
 from prefect_dstack._names import owner_of
-from prefect_dstack._orphaned_fleets import reap_fleets
+from prefect_dstack._orphaned_resources import reap_resources
 from prefect_dstack._orphaned_runs import stop_all
 from prefect_dstack.credentials import PATIENT_TIMEOUT, CredentialsLike, load, open_client
 
@@ -56,6 +56,9 @@ def reap(
     those of runs that ended earlier without a report: because their flow's process was killed and had no
     hooks, or the server needed longer than any process waited. Each end is reported once.
 
+    Project secrets of ``sync_secrets`` are deleted, and fleets once their runs have ended. A fleet that runs
+    use, or whose flow run has a run that is left, is left; one with ``keep=True`` is never touched.
+
     Args:
         credentials: A ``DstackCredentials`` block, the name of a saved one, or None for the environment.
         dry_run: Only return what would be stopped. Default: False.
@@ -91,7 +94,7 @@ def reap(
             if not run.last_status.is_ending:
                 findings[run.id] = judge.finding(run)
         if dry_run:
-            findings |= reap_fleets(client, judge, list(findings.values()), dry_run=True)
+            findings |= reap_resources(client, judge, list(findings.values()), dry_run=True)
             return [asdict(finding) for finding in findings.values()]
         stopped = [run for run in active if run.id in findings and findings[run.id].stopped]
         for run, result in zip(stopped, stop_all(client, stopped, _log, _ENDED), strict=True):
@@ -104,7 +107,7 @@ def reap(
         for finding in _report_ends(client, api, judge, active, _stopped(findings)):
             findings.setdefault(*finding)
         # Last, when the runs that use them have ended.
-        findings |= reap_fleets(client, judge, of_active, dry_run=False)
+        findings |= reap_resources(client, judge, of_active, dry_run=False)
     return [asdict(finding) for finding in findings.values()]
 
 
@@ -230,7 +233,7 @@ def _log_findings(findings: list[dict[str, Any]], dry_run: bool) -> None:
     failed = [found for found in findings if found["failed"]]
     if failed:
         names = ", ".join(f"{found['run_name']} ({found['url']})" for found in failed)
-        what = "runs" if all(found["kind"] == "run" for found in failed) else "runs or fleets"
+        what = "runs" if all(found["kind"] == "run" for found in failed) else "runs, fleets or secrets"
         raise DstackError(
             f"Reaping: {len(failed)} {what} could not be stopped. Stop them on their pages: {names}"
         )

@@ -1,9 +1,11 @@
-"""Find and delete the fleets that a flow run left behind: for the hooks and the reaper.
+"""Find and delete the fleets and secrets that a flow run left behind: for the hooks and the reaper.
 
 As with runs (``_orphaned_runs``), the marker on a fleet names its flow run or task run. A fleet is deleted
 once its owner has ended and no run uses it: servers refuse to delete one that runs use. A fleet is left while
 a run of its owner is left, such as one with ``on_crash="keep"`` that still waits for a machine of it. Fleets
 with ``keep=True`` have no owner.
+
+The name of a project secret of ``sync_secrets`` holds its owner. Servers before 0.19.17 have no secrets.
 """
 
 from __future__ import annotations
@@ -13,7 +15,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from prefect_dstack._judge import UNKNOWN_STATE, Finding, Judge
-from prefect_dstack._names import outlives_crash, owner_of
+from prefect_dstack._names import flow_run_marker_prefix, outlives_crash, owner_of
+from prefect_dstack._resource_names import owner_of_secret
 
 if TYPE_CHECKING:
     from dstack_core import Client, Fleet
@@ -29,6 +32,7 @@ def delete_left_over(client: Client, prefixes: tuple[str, ...], logger: Any, *, 
 
     After a crash they are left if a run submitted with ``on_crash="keep"`` is active. An error is logged.
     """
+    _delete_secrets(client, prefixes, logger)
     try:
         fleets = [one for one in _present(client) if (one.marker or "").startswith(prefixes)]
         if not fleets:
@@ -48,7 +52,7 @@ def delete_left_over(client: Client, prefixes: tuple[str, ...], logger: Any, *, 
             logger.warning("Fleet %s could not be deleted: %s", fleet.name, error)
 
 
-def reap_fleets(
+def reap_resources(
     client: Client, judge: Judge, runs: Iterable[Finding], *, dry_run: bool
 ) -> list[tuple[str, Finding]]:
     """Delete the fleets whose owner has ended; return their ids and what was found.
@@ -61,15 +65,29 @@ def reap_fleets(
         kind, owner_id = owner_of(fleet.marker) or ("", "")
         if kind not in _KINDS:
             continue
-        finding = _judged(client, fleet, judge, kind, owner_id, left)
+        finding = _judged(client, fleet.name, judge, kind, owner_id, left)
         if finding.stopped and not dry_run:
             finding = _deleted(client, fleet, finding)
         found.append((fleet.id, finding))
+    for name in _secret_names(client):
+        kind, owner_id = owner_of_secret(name) or ("", "")
+        if kind in _KINDS:
+            finding = _judged(client, name, judge, kind, owner_id, left, what="secret")
+            if finding.stopped and not dry_run:
+                client.secrets.delete(name)
+            found.append((name, finding))
     return found
 
 
 def _judged(
-    client: Client, fleet: Fleet, judge: Judge, kind: str, owner_id: str, left: dict[str, str]
+    client: Client,
+    resource: str,
+    judge: Judge,
+    kind: str,
+    owner_id: str,
+    left: dict[str, str],
+    *,
+    what: str = "fleet",
 ) -> Finding:
     state = judge.state(kind, owner_id)
     deleted, reason = judge.owner_verdict(kind, state)
@@ -79,7 +97,7 @@ def _judged(
     elif deleted and kind == "flow_run" and judge.is_waited_for(owner_id):
         deleted, reason = False, "a task of its flow run still runs"
     name = UNKNOWN_STATE if state is None else str(state.name)
-    return Finding(fleet.name, client.run_url(), owner, name, deleted, reason, kind="fleet")
+    return Finding(resource, client.run_url(), owner, name, deleted, reason, kind=what)
 
 
 def _deleted(client: Client, fleet: Fleet, finding: Finding) -> Finding:
@@ -101,6 +119,27 @@ def _delete(client: Client, fleet: Fleet) -> None:
 
 def _present(client: Client) -> Collection[Fleet]:
     return [one for one in client.fleets.list() if not one.has_ended and not one.is_terminating]
+
+
+def _secret_names(client: Client) -> list[str]:
+    from dstack_core import AccessDeniedError, UnsupportedServerError
+
+    try:
+        return [secret.name for secret in client.secrets.list()]
+    except (UnsupportedServerError, AccessDeniedError):
+        # Who may not manage secrets has set none.
+        return []
+
+
+def _delete_secrets(client: Client, prefixes: tuple[str, ...], logger: Any) -> None:
+    try:
+        for name in _secret_names(client):
+            kind, owner_id = owner_of_secret(name) or ("", "")
+            if kind == "flow_run" and flow_run_marker_prefix(owner_id) in prefixes:
+                client.secrets.delete(name)
+                logger.info("Project secret %s is deleted.", name)
+    except Exception as error:
+        logger.warning("Could not delete the project secrets of this flow run: %s", error)
 
 
 def _kept_run(client: Client, prefixes: tuple[str, ...]) -> str | None:

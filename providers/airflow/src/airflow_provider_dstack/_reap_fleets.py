@@ -1,0 +1,141 @@
+"""Find the fleets that tasks created and whose DAG run has ended, and delete them.
+
+A setup deletes its fleet when it fails, and a teardown does when the work is done. What is left is the fleet
+of a DAG run whose worker or machine was gone, or that was deleted. Rules, in this order:
+
+1. A fleet without the mark of an Airflow task is left out.
+2. Ownership is proven by the start of the DAG run, as for runs. Without that proof the fleet is left, unless
+   ``stop_unknown``.
+3. A DAG run that has not ended keeps its fleets.
+4. A fleet that runs still use is left to the next pass; they are stopped first.
+
+All questions are asked before the first deletion. Volumes are never deleted: they may hold data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from airflow_provider_dstack._names import birth_of
+from airflow_provider_dstack._resource_names import ResourceOwner
+from airflow_provider_dstack.errors import DstackError
+
+if TYPE_CHECKING:
+    from airflow_provider_dstack._compat import TaskFacts, TaskInstanceLike
+    from dstack_core import Client
+
+_ENDED = frozenset({"success", "failed"})
+
+
+@dataclass(frozen=True, slots=True)
+class FleetFinding:
+    """One fleet of an Airflow task: whose it is, and what was done about it.
+
+    ``task_instance`` is ``dag/run/task[map_index]``; ``state`` is that of its DAG run, ``"unknown"`` if this
+    Airflow has no such DAG run.
+    """
+
+    fleet_name: str
+    task_instance: str
+    state: str
+    action: Literal["left", "deleted", "would delete", "not deleted"]
+    reason: str
+
+
+def reap_fleets(
+    client: Client,
+    ask: Callable[[TaskInstanceLike], TaskFacts | None],
+    *,
+    dry_run: bool,
+    stop_unknown: bool,
+    log: Any,
+) -> list[FleetFinding]:
+    """Delete the fleets whose DAG run has ended, and return what was found.
+
+    Raises dstack's server errors, and ``DstackError`` when Airflow does not answer, in both cases before
+    anything is deleted. A fleet that could not be deleted is a finding, not an error.
+    """
+    owned = [
+        (fleet.name, fleet.marker, owner)
+        for fleet in client.fleets.list()
+        if not fleet.is_terminating
+        and not fleet.has_ended
+        and (owner := ResourceOwner.read(fleet.marker)) is not None
+    ]
+    found = [
+        (mark, _judged(name, owner, _facts(ask, owner), dry_run=dry_run, stop_unknown=stop_unknown))
+        for name, mark, owner in owned
+    ]
+    findings = [
+        _delete(client, mark, finding) if finding.action == "deleted" else finding for mark, finding in found
+    ]
+    for finding in findings:
+        log.info("%s", describe_fleet(finding))
+    return findings
+
+
+def describe_fleet(finding: FleetFinding) -> str:
+    """Return a finding as one line for a person."""
+    return (
+        f"{finding.action.capitalize()}: fleet {finding.fleet_name} of {finding.task_instance} "
+        f"(DAG run {finding.state}): {finding.reason}"
+    )
+
+
+def fleet_failure(findings: Sequence[FleetFinding]) -> str | None:
+    """Return one message about the fleets that could not be deleted, None when there are none."""
+    failed = [one for one in findings if one.action == "not deleted"]
+    if not failed:
+        return None
+    shown = "; ".join(f"{one.fleet_name} ({one.reason})" for one in failed)
+    return (
+        f"Reaping: expected every deletion to succeed, got {len(failed)} that failed. Delete these: {shown}"
+    )
+
+
+def _facts(ask: Callable[[TaskInstanceLike], TaskFacts | None], owner: ResourceOwner) -> TaskFacts | None:
+    try:
+        return ask(owner)
+    except Exception as error:
+        raise DstackError(
+            f"Airflow: expected the state of task instance {owner}, got {type(error).__name__}: {error}. "
+            "No fleet was deleted. Reap again when Airflow answers."
+        ) from error
+
+
+def _judged(
+    name: str, owner: ResourceOwner, facts: TaskFacts | None, *, dry_run: bool, stop_unknown: bool
+) -> FleetFinding:
+    state = "unknown" if facts is None else facts.dag_run_state
+    left = FleetFinding(name, str(owner), state, "left", "its DAG run has not ended")
+    reason = "its DAG run has ended"
+    if facts is not None and facts.dag_run_state not in _ENDED:
+        return left
+    if facts is None or birth_of(facts.dag_run_started_at) != owner.born:
+        reason = (
+            "this Airflow has no such task instance"
+            if facts is None
+            else "its DAG run has another start: it was cleared since, or it is another Airflow's"
+        )
+        if not stop_unknown:
+            return replace(left, reason=reason)
+    return replace(left, action="would delete" if dry_run else "deleted", reason=reason)
+
+
+def _delete(client: Client, mark: str | None, finding: FleetFinding) -> FleetFinding:
+    from dstack_core import DstackError as CoreError
+    from dstack_core import RequestRejectedError, ResourceNameTakenError
+
+    try:
+        client.fleets.delete(finding.fleet_name, marker=mark)
+    except ResourceNameTakenError:
+        return replace(finding, action="left", reason="it was deleted meanwhile")
+    except RequestRejectedError as error:
+        if "in use" in error.message:
+            return replace(finding, action="left", reason="runs still use it; the next pass deletes it")
+        return replace(finding, action="not deleted", reason=error.message)
+    except CoreError as error:
+        return replace(finding, action="not deleted", reason=error.message)
+    return finding
