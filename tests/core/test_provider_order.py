@@ -67,12 +67,12 @@ LAYERS: dict[str, list[set[str]]] = {
             "status_trigger",
             "triggers",
         },
-        {"fleet_trigger", "reaper", "service_trigger"},
+        {"fleet_trigger", "offer_trigger", "reaper", "service_trigger"},
         # A whole task: its threads, and how it is made from an operator's fields.
         {"_task_run", "budgets"},
         {"_from_operator", "_resumed_log"},
         # What DAGs use, and the command line.
-        {"cli", "fleet_operators", "operators", "sensors"},
+        {"cli", "fleet_operators", "offer_sensor", "operators", "sensors"},
         {"decorators", "fleet_group", "services"},
         {"fleets"},
     ],
