@@ -100,8 +100,10 @@ def dstack_fleet(
     Raises:
         ValueError: A parameter is wrong; the DAG cannot be parsed.
 
-    Example:
-        ``with dstack_fleet("gpus", {"nodes": "0..2", "resources": "24GB.."}) as fleet: ...``
+    Example::
+
+        with dstack_fleet("gpus", {"nodes": "0..2", "resources": "24GB.."}) as fleet:
+            ...
     """
     group_id = kwargs.pop("group_id", "fleet")
     if configuration is not None:
