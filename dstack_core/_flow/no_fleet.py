@@ -33,4 +33,7 @@ def with_fleet_hint(api: Api, versions: VersionCheck, plan: Plan) -> Op[Plan]:
     except ServerError:
         return plan
     usable = sum(not each.is_terminating and not each.has_ended for each in fleets)
+    if plan.hints:
+        # What is wrong with the request is the nearer reason.
+        return replace(plan, fleets=usable)
     return replace(plan, hints=(*plan.hints, no_fleet_hint(api.project, usable)), fleets=usable)

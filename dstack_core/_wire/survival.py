@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 from dstack_core._wire.http_messages import time_of
 from dstack_core.errors import ConfigurationError
 from dstack_core.models.configurations import Configuration, Task
-from dstack_core.models.statuses import RunStatus
 
 if TYPE_CHECKING:
     from dstack_core._wire.runs import RunSnapshot, Submission
@@ -27,8 +26,6 @@ if TYPE_CHECKING:
 
 SURVIVE = "DSTACK_SURVIVE"
 _INTERRUPTED = "interrupted_by_no_capacity"
-# The next attempt has no machine yet.
-_WAITING = (RunStatus.PENDING, RunStatus.SUBMITTED, RunStatus.RESTARTING)
 
 
 def with_survival(
@@ -70,7 +67,7 @@ def passed_limit(run: RunSnapshot, now: datetime) -> str | None:
     if isinstance(seconds, int):
         begun = time_of(run.submitted_at)
         late = [one.finished_at for one in lost if one.finished_at is not None]
-        if run.status in _WAITING or not run.is_active:
+        if run.status.has_no_machine or not run.is_active:
             late.append(now)
         if any((each - begun).total_seconds() > seconds for each in late):
             return "the duration of survive has passed"

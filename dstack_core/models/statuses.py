@@ -111,6 +111,11 @@ class RunStatus(StrEnum):
         return self._row.phase is Phase.BEFORE_START
 
     @property
+    def has_no_machine(self) -> bool:
+        """Whether a machine is still to be found, the first or the next one."""
+        return self in (RunStatus.PENDING, RunStatus.SUBMITTED, RunStatus.RESTARTING)
+
+    @property
     def is_active(self) -> bool:
         """Whether the run has not finished."""
         return self._row.phase not in _FINISHED

@@ -52,7 +52,7 @@ NO_OPTIONS = {
 }
 # What the other two add: nothing of the run's, but a function, its result, and what is done to an active run.
 ADDED: dict[type[DstackRunOperator], set[str]] = {
-    DstackServiceOperator: {"deferrable", "on_active"},
+    DstackServiceOperator: {"on_active"},
     DstackDecoratedOperator: {
         *("python_callable", "op_args", "op_kwargs", "serializer", "max_result_bytes"),
         *("requirements", "modules", "cache_dir", "torchrun", "allow_cloudpickle"),

@@ -96,7 +96,9 @@ class DstackBudget:
 
         owner = _owner()
         with open_client(load(self.credentials)) as client:
-            state = read_budget(client, self.max_cost, planned=planned, **owner._asdict())
+            state = read_budget(
+                client, self.max_cost, planned=planned, marker_prefix=owner.marker_prefix, since=owner.since
+            )
         if self._is_settled(state):
             return state.fits
         self._pause()
@@ -108,7 +110,9 @@ class DstackBudget:
 
         owner = _owner()
         async with open_async_client(await aload(self.credentials)) as client:
-            state = await aread_budget(client, self.max_cost, planned=planned, **owner._asdict())
+            state = await aread_budget(
+                client, self.max_cost, planned=planned, marker_prefix=owner.marker_prefix, since=owner.since
+            )
         if self._is_settled(state):
             return state.fits
         paused = self._pause()
