@@ -170,6 +170,7 @@ def apply_script(version: str = "0.22.5") -> Script:
         runs__get=[MISSING],
         runs__apply=[lambda body: reply(run_json("submitted", marker=None))],
         runs__get_plan=[lambda body: reply({"job_plans": [], "run_spec": {}})],
+        fleets__list=[lambda body: reply([])],
         server__get_info=[reply({"server_version": version})],
     )
 
