@@ -32,6 +32,10 @@ pytestmark = pytest.mark.usefixtures("prefect_server")
 @pytest.fixture
 def api() -> Iterator[SyncPrefectClient]:
     with get_client(sync_client=True) as client:
+        # Other tests of this process end flow runs in the middle of a cancellation.
+        left = FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.CANCELLING]))
+        for one in client.read_flow_runs(flow_run_filter=FlowRunFilter(state=left)):
+            client.delete_flow_run(one.id)
         yield client
 
 
@@ -146,9 +150,6 @@ def test_no_process_carries_out_a_cancellation(
     api: SyncPrefectClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Tests that kill processes leave such flow runs on the server that all share.
-    left = FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.CANCELLING]))
-    for one in api.read_flow_runs(flow_run_filter=FlowRunFilter(state=left)):
-        api.delete_flow_run(one.id)
     flow_run = api.create_flow_run(clean_up, state=Cancelling(), name="stuck")
     assert found("Prefect hooks").state == "ok"
     monkeypatch.setattr(doctor, "_LONGEST_CANCELLING", timedelta(0))

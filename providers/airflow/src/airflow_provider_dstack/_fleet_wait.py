@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from dstack_core import Fleet, FleetConfiguration
+    from dstack_core import Fleet
 
 _ENDED = "ended"
 READY, WAITING, LOST = "ready", "waiting", "lost"
@@ -44,15 +43,3 @@ def too_late(name: str, seconds: float, last: str) -> str:
         f"Fleet {name}: expected its machines within {seconds:g} s, got fewer. {last} Allow more machines "
         "(other GPUs, regions or backends, spot, a higher max_price), or raise wait_timeout."
     )
-
-
-def machines_at_once(configuration: FleetConfiguration) -> int:
-    """Return how many machines a fleet creates by itself: those of ``nodes``, or its hosts."""
-    hosts = (configuration.ssh_config or {}).get("hosts")
-    if hosts is not None:
-        return len(hosts)
-    nodes: Any = configuration.nodes
-    if isinstance(nodes, Mapping):
-        return int(nodes.get("target") or nodes.get("min") or 0)
-    first = str(nodes or 0).partition("..")[0].strip()
-    return int(first) if first.isdigit() else 0

@@ -196,13 +196,12 @@ class DstackFleetOperator(TemplatedModels):
         from airflow_provider_dstack._fleet_wait import (
             LOST,
             READY,
-            machines_at_once,
             sight_of_fleet,
             too_late,
         )
         from dstack_core import clock
 
-        wanted = machines_at_once(configuration) if self.machines is None else self.machines
+        wanted = configuration.machines_at_start if self.machines is None else self.machines
         if wanted == 0:
             return
         end = clock.monotonic() + self.wait_timeout
