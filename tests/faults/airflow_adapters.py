@@ -18,7 +18,7 @@ os.environ.update({"AIRFLOW_HOME": _HOME.name, "AIRFLOW__CORE__LOAD_EXAMPLES": "
 
 from airflow_provider_dstack import _stop, _submission, operators  # noqa: E402
 from airflow_provider_dstack.operators import DstackRunOperator  # noqa: E402
-from tests.faults.case import Adapter, Case, Ended  # noqa: E402
+from tests.faults.case import Adapter, Case, Ended, lines_in  # noqa: E402
 from tests.provider_airflow.versions import TaskDeferred  # noqa: E402
 
 # Seconds. The operator requests offers before it submits; 0.1 s is its shortest poll interval.
@@ -37,7 +37,7 @@ class _Lines:
 
     def log(self, level: int, text: str, *arguments: object) -> None:
         message = text % arguments if arguments else text
-        lines = [line.strip() for line in message.splitlines() if line.strip().startswith("line-")]
+        lines = lines_in(message)
         self.found += lines
         if not lines:
             self.other_lines.append(message)

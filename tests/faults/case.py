@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -11,6 +12,16 @@ from typing import Any, Literal
 TIMEOUT = 1.5
 # Seconds. Short, because a life has at least 16 requests.
 POLL_INTERVAL = 0.02
+
+
+# Later attempts of a run have their number in front.
+_LINE = re.compile(r"(?:\[attempt \d+\] )?(line-.*)")
+
+
+def lines_in(message: str) -> list[str]:
+    """Return the lines of the run in a message of a host's log."""
+    found = (_LINE.fullmatch(line.strip()) for line in message.splitlines())
+    return [each[1] for each in found if each is not None]
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ from pydantic import SecretStr  # noqa: E402
 
 from dstack_core import AsyncClient, Client  # noqa: E402
 from prefect_dstack import DstackCredentials, arun_task, run_task  # noqa: E402
-from tests.faults.case import TIMEOUT, Adapter, Case, Ended  # noqa: E402
+from tests.faults.case import TIMEOUT, Adapter, Case, Ended, lines_in  # noqa: E402
 
 
 class _Impatient(DstackCredentials):
@@ -58,8 +58,7 @@ class _Lines(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         name = getattr(record, "task_run_name", None)
         if name in self.found:
-            lines = record.getMessage().splitlines()
-            self.found[name] += [line.strip() for line in lines if line.strip().startswith("line-")]
+            self.found[name] += lines_in(record.getMessage())
 
 
 _LINES = _Lines()
