@@ -232,9 +232,8 @@ def test_a_dstack_server_that_is_away_is_an_error_within_seconds(
         "password": "secret",
     }
     monkeypatch.setenv("AIRFLOW_CONN_AWAY", json.dumps(connection))
-    args = Namespace(
-        conn_id="away", project=None, output="text", all=False, every=False, by="owner", since=None
-    )
+    options = {"all": False, "every": False, "by": "owner", "since": None, "until": None}
+    args = Namespace(conn_id="away", project=None, output="text", dag=None, csv=False, **options)
     started = time.monotonic()
     with pytest.raises(ServerUnreachableError):
         getattr(_commands, command)(args)
