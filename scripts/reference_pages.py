@@ -300,6 +300,8 @@ PAGES = [
             "airflow_provider_dstack.fleets.DstackDeleteFleetOperator",
             "airflow_provider_dstack.fleets.dstack_fleet",
             "airflow_provider_dstack.fleets.DstackFleetGroup",
+            "airflow_provider_dstack.volumes.DstackVolumeOperator",
+            "airflow_provider_dstack.volumes.DstackDeleteVolumeOperator",
             "airflow_provider_dstack.reaper.DstackReapOperator",
             "airflow_provider_dstack.sensors.DstackRunSensor",
             "airflow_provider_dstack.offer_sensor.DstackOfferSensor",

@@ -64,6 +64,7 @@ LAYERS: dict[str, list[set[str]]] = {
             "_reap_fleets",
             "_remaining_log",
             "_submission",
+            "_task_volumes",
             "status_trigger",
             "triggers",
         },
@@ -72,7 +73,7 @@ LAYERS: dict[str, list[set[str]]] = {
         {"_task_run", "budgets"},
         {"_from_operator", "_resumed_log"},
         # What DAGs use, and the command line.
-        {"cli", "fleet_operators", "offer_sensor", "operators", "sensors"},
+        {"cli", "fleet_operators", "offer_sensor", "operators", "sensors", "volumes"},
         {"decorators", "fleet_group", "services"},
         {"fleets"},
     ],
