@@ -99,7 +99,7 @@ LAYERS: dict[str, list[set[str]]] = {
         # What is submitted, and where a run is shown in Prefect.
         {"_log_relay", "_options", "_report"},
         {"_bundles", "_callbacks", "_end_reports", "_followers", "_function_options", "_live_artifacts"},
-        {"_judge", "_owned_fleets", "_submission", "flow_future"},
+        {"_judge", "_owned_fleets", "_owned_volumes", "_submission", "flow_future"},
         # The blocks, and the clients made of them.
         {"cache", "credentials"},
         {"_orphaned_resources", "_stop", "_worker_variables"},
@@ -119,6 +119,7 @@ LAYERS: dict[str, list[set[str]]] = {
             "run_handle",
             "runs",
             "tasks",
+            "volumes",
             "worker",
         },
         {"_doctor", "_remote_call", "flows", "functions", "job_block"},
