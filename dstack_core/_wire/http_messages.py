@@ -117,6 +117,8 @@ _TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 5
 # How many characters of a server's text an error shows. Without a limit a proxy's HTML page fills the log; a
 # low one cuts the server's list of wrong fields.
 _TEXT_LIMIT = 300
+# How servers refuse a run whose volume or gateway is missing; the code is that of a missing run.
+_NEEDED = ("Volume ", "Gateway ", "The service ", "This dstack-server ")
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +168,7 @@ def _refusal(status: int, text: str, code: str | None, place: Place) -> errors.S
             "Ask an admin of the project to add the user, or use another project."
         )
     # A missing run is a 400 with this code; a 404 is a missing project, or a path that is not dstack's.
-    if code == "resource_not_exists" and place.run_name:
+    if code == "resource_not_exists" and place.run_name and not text.startswith(_NEEDED):
         return errors.RunNotFoundError(f"{place} has no such run")
     if status == 404 and text == "Not found":
         return errors.ProjectNotFoundError(

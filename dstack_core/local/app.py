@@ -31,6 +31,7 @@ from dstack_core.local.resource_routes import ResourceApi
 from dstack_core.local.state import SERVER_VERSION, State
 from dstack_core.local.uploads import receive_archive, receive_code
 from dstack_core.local.versions import check_client_version
+from dstack_core.local.volume_routes import VolumeApi
 
 Handler = Callable[[Request], Awaitable[Any]]
 
@@ -86,6 +87,7 @@ class Api:
             self._route(f"{project}/repos/delete", self.delete_repos),
             self._route(f"{project}/gpus/list", self.list_gpus),
             *(self._route(path, handler) for path, handler in ResourceApi(self.state).endpoints()),
+            *(self._route(path, handler) for path, handler in VolumeApi(self.state).endpoints()),
             *(self._route(path, handler) for path, handler in not_emulated.endpoints()),
             Route("/projects/{project}/runs/{run_id}", self.run_page, methods=["GET"]),
             *ServiceProxy(self.state).routes(),

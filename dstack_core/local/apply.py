@@ -53,14 +53,16 @@ async def get_plan(state: State, request: GetRunPlanRequest) -> dict[str, Any]:
     effective = with_defaults(spec, (await state.keys.pair())[0])
     current = state.named.get(spec.run_name or "")
     updates = current is not None and not current.finished and can_update(current.spec, effective)
+    job_specs = build_job_specs(effective, spec.run_name or "dry-run")
+    # A plan needs volumes that exist, not active ones.
+    state.volumes.find(job_specs[0])
     return {
         "project_name": state.settings.project,
         "user": USERNAME,
         "run_spec": spec.model_dump(mode="json"),
         "effective_run_spec": effective.model_dump(mode="json"),
         "job_plans": [
-            _job_plan(state, effective, job_spec, request.for_offers_only)
-            for job_spec in build_job_specs(effective, spec.run_name or "dry-run")
+            _job_plan(state, effective, job_spec, request.for_offers_only) for job_spec in job_specs
         ],
         "current_resource": None if current is None else current.wire(),
         "action": "update" if updates else "create",
@@ -103,7 +105,10 @@ def _create(state: State, spec: RunSpec, submitted: dict[str, Any]) -> Run:
     existing = state.named.get(spec.run_name)
     if existing is not None and not existing.finished:
         raise bad_request(f"Cannot delete active runs: ['{spec.run_name}']")
-    jobs = [Job(job_spec, [Submission(0, 0)]) for job_spec in build_job_specs(spec, spec.run_name)]
+    job_specs = build_job_specs(spec, spec.run_name)
+    for job_spec in job_specs:
+        state.volumes.check(job_spec)
+    jobs = [Job(job_spec, [Submission(0, 0)]) for job_spec in job_specs]
     run = Run(state.settings.project, USERNAME, spec, jobs, submitted=submitted)
     state.add(run)
     return run

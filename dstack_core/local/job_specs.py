@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
+from dstack_core.local.mounts import job_volumes
 from dstack_core.local.quantities import ResourcesSpec
 from dstack_core.local.run_parts import Part, parts
 from dstack_core.local.spec_parts import PortMapping
@@ -127,7 +128,6 @@ def build_job_specs(spec: RunSpec, run_name: str) -> list[dict[str, Any]]:
         "utilization_policy": plain["configuration"]["utilization_policy"],
         "registry_auth": plain["configuration"]["registry_auth"],
         "retry": _retry(spec),
-        "volumes": plain["configuration"]["volumes"],
         "ssh_key": None,
         "working_dir": configuration.working_dir,
         "repo_data": plain["repo_data"],
@@ -157,6 +157,7 @@ def build_job_specs(spec: RunSpec, run_name: str) -> list[dict[str, Any]]:
                     "job_name": f"{run_name}-{node}-{replica}",
                     "replica_group": part.name if service_port is not None else "0",
                     **own,
+                    "volumes": job_volumes(plain["configuration"]["volumes"], node),
                     "node_group_index": index if service_port is None else 0,
                     "node_group_name": part.name if service_port is None else "0",
                     "node_group_job_index": number if service_port is None else 0,

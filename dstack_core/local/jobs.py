@@ -37,6 +37,7 @@ from dstack_core.local.sleepers import Sleepers, timer
 from dstack_core.local.ssh_host import RUNNER_PORT, Door, Place, SshHost
 from dstack_core.local.states import JOB_STATUS_OF_REASON
 from dstack_core.local.transitions import Transitions
+from dstack_core.local.volumes import VolumeError, VolumePool
 from dstack_core.local.watchdog import Watchdog
 from dstack_core.local.workspace import Sources, Workspace, WorkspaceError
 
@@ -100,6 +101,7 @@ class JobCarrier:
         metrics: MetricsStore,
         scenarios: Scenarios,
         secrets: ProjectSecrets,
+        volumes: VolumePool,
     ) -> None:
         self._machines = machines
         self._pace = pace
@@ -111,6 +113,7 @@ class JobCarrier:
         self._metrics = metrics
         self._scenarios = scenarios
         self._secrets = secrets
+        self._volumes = volumes
         self._sleepers = Sleepers(directory)
         self._watchdog = Watchdog(directory)
         # Where the running jobs run, by submission.
@@ -128,6 +131,8 @@ class JobCarrier:
             outcome = await self._attempt(run, job, ending)
         except WorkspaceError as error:
             outcome = Outcome(error.reason, message=str(error))
+        except VolumeError as error:
+            outcome = Outcome("volume_error", message=str(error))
         except UnfilledReference as error:
             outcome = Outcome("terminated_by_server", message=f"Secrets interpolation error: {error}")
         except OSError as error:
@@ -143,6 +148,7 @@ class JobCarrier:
     async def _attempt(self, run: Run, job: Job, ending: Ending) -> Outcome:
         if await ending.within(self._pace.step):
             return Outcome(ending.reason)
+        self._volumes.mounts(job.spec)
         try:
             machine = self._machines.find(run, job)
         except NoMachineError as error:
@@ -158,6 +164,7 @@ class JobCarrier:
             is_lost = outcome is None
             return outcome or await self._without_machine(ending, machine, loss)
         finally:
+            self._volumes.release(job.latest.id)
             self._machines.release(machine, job.latest.id, is_lost=is_lost)
 
     async def _on_machine(
@@ -181,7 +188,8 @@ class JobCarrier:
             )
         # Read when the job starts, so a secret that changes later does not change the job.
         variables = self._secrets.fill_in(job.spec)
-        workspace = Workspace(self._directory / "jobs" / job.latest.id, job.spec)
+        mounts = self._volumes.attach(job, machine)
+        workspace = Workspace(self._directory / "jobs" / job.latest.id, job.spec, mounts)
         with clock.Work() as work:
             try:
                 await asyncio.to_thread(workspace.prepare, self._sources(run), job.spec)
@@ -283,7 +291,7 @@ class JobCarrier:
             "cpu": float(resources.cpu.count.min or 1),
             "memory": float(resources.memory.min or 1),
             "ports": {str(RUNNER_PORT): RUNNER_PORT, "10022": self._ssh.add(self._door(run, job.latest))},
-            "volume_names": [],
+            "volume_names": [mount.volume for mount in workspace.mounts],
             "offer": machine.offer,
             "working_dir": str(workspace.cwd),
             "username": "root",

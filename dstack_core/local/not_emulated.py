@@ -16,14 +16,11 @@ from dstack_core.local.errors import bad_request, not_exists
 Handler = Callable[[Request], Coroutine[Any, Any, Any]]
 
 _EMPTY = (
-    *("/api/volumes/list", "/api/backends/list_types"),
+    "/api/backends/list_types",
     *("/api/users/public_keys/list", "/api/auth/list_providers"),
 )
-_EMPTY_OF_PROJECT = (*("volumes/list", "templates/list", "exports/list", "imports/list"),)
-_MISSING = (
-    *("volumes/get", "volumes/delete"),
-    *("instances/get_instance_health_checks", "exports/update", "exports/delete", "imports/delete"),
-)
+_EMPTY_OF_PROJECT = ("templates/list", "exports/list", "imports/list")
+_MISSING = ("instances/get_instance_health_checks", "exports/update", "exports/delete", "imports/delete")
 _REFUSED = (
     *(
         "/api/users/list",
@@ -40,7 +37,6 @@ _REFUSED_OF_NAMED_PROJECT = ("set_members", "add_members", "remove_members", "up
 _REFUSED_OF_PROJECT = (
     *("backends/create", "backends/update", "backends/delete", "backends/{backend}/config_info"),
     *("backends/create_yaml", "backends/update_yaml", "backends/{backend}/get_yaml"),
-    "volumes/create",
     *("gateways/get_plan", "gateways/apply", "gateways/create", "gateways/set_default"),
     *("gateways/set_wildcard_domain", "exports/create"),
 )

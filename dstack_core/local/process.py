@@ -124,7 +124,7 @@ class PtyProcess:
         except OSError:  # EIO: no process holds the terminal any longer
             chunk = b""
         if not chunk:
-            self._close()
+            self._end_output()
             return
         self._unsent += self._ansi.feed(chunk)
         if len(self._unsent) >= _READ:
@@ -140,10 +140,10 @@ class PtyProcess:
         if text:
             self._on_output(text)
 
-    def _close(self) -> None:
+    def _end_output(self) -> None:
+        # The terminal stays open: closing it is a hangup, which kills a process that merely closed its files.
         if not self._ended.is_set():
             asyncio.get_running_loop().remove_reader(self._master)
-            os.close(self._master)
             self._unsent += self._ansi.rest()
             self._flush()
             self._ended.set()
@@ -165,9 +165,14 @@ class PtyProcess:
         """Kill what is left of the job, then read its output to the end."""
         if self._process is None:
             return
-        await asyncio.to_thread(reaper.kill_all, [self.pid], self._marker)
-        await self._process.wait()
         try:
+            await asyncio.to_thread(reaper.kill_all, [self.pid], self._marker)
+            await self._process.wait()
             await asyncio.wait_for(self._ended.wait(), _DRAIN_SECONDS)
         except TimeoutError:
-            self._close()
+            pass
+        finally:
+            self._end_output()
+            if self._master >= 0:
+                os.close(self._master)
+                self._master = -1

@@ -63,7 +63,8 @@ class LocalServer:
             ``DSTACK_LOCAL_GPU_USAGE="PERCENT GB"`` of a run counts before it.
         needs_fleet: Whether runs need a fleet, as on a real server since 0.20. Default: a run that names no
             fleet runs in an implicit one, ``local``.
-        instance_seconds: Seconds that an instance of a fleet stays in each status on its way up and down.
+        instance_seconds: Seconds that an instance of a fleet stays in each status on its way up and down, and
+            that a volume takes to be created and deleted.
         regions: Where the machine is offered: USD per hour by ``"BACKEND/REGION"``, such as
             ``{"aws/us-east-1": 1.2, "gcp/us-west1": 0.9}``. Jobs and fleets get the cheapest that their
             `backends`, `regions` and `max_price` allow. Default: one place, which `backends` and `regions`

@@ -23,6 +23,7 @@ from dstack_core.local.runs import Run, now
 from dstack_core.local.scenarios import Scenarios
 from dstack_core.local.ssh_host import SshHost
 from dstack_core.local.transitions import Transitions
+from dstack_core.local.volumes import VolumePool
 from dstack_core.local.workspace import Sources
 
 SERVER_VERSION = "0.22.5"
@@ -68,6 +69,9 @@ class State:
         self.archives: dict[str, tuple[str, Path]] = {}
         self.fleets = FleetPool(settings.project, settings.inventory, settings.pace.instance)
         self.machines = Machines(settings.project, settings.inventory, self.fleets, settings.needs_fleet)
+        self.volumes = VolumePool(
+            settings.project, USERNAME, settings.inventory, settings.pace.instance, directory / "volumes"
+        )
         transitions = Transitions(self.events)
         carrier = JobCarrier(
             self.machines,
@@ -80,13 +84,15 @@ class State:
             self.metrics,
             scenarios,
             self.secrets,
+            self.volumes,
         )
         self.engine = Engine(carrier, settings.pace, transitions)
 
     async def close(self) -> None:
-        """End the runs and fleets, and kill everything that they started."""
+        """End the runs, fleets and volumes, and kill everything that they started."""
         await self.engine.close()
         await self.fleets.close()
+        await self.volumes.close()
 
     def require_project(self, name: str) -> None:
         """Raise ApiError 404 unless the project is the one of this server."""

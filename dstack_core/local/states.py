@@ -18,6 +18,7 @@ JOB_STATUS_OF_REASON = {
     "done_by_runner": "done",
     "container_exited_with_error": "failed",
     "executor_error": "failed",
+    "volume_error": "failed",
     "creating_container_error": "failed",
     "interrupted_by_no_capacity": "failed",
     "instance_unreachable": "failed",
@@ -36,6 +37,7 @@ RETRY_EVENT_OF_REASON = {
     "container_exited_with_error": "error",
     "creating_container_error": "error",
     "executor_error": "error",
+    "volume_error": "error",
 }
 
 JOB_MESSAGE_OF_REASON = {
@@ -45,11 +47,13 @@ JOB_MESSAGE_OF_REASON = {
     "instance_unreachable": "error",
     "creating_container_error": "error",
     "executor_error": "error",
+    "volume_error": "error",
 }
 
 JOB_ERROR_OF_REASON = {
     "max_duration_exceeded": "max duration exceeded",
     "instance_unreachable": "instance unreachable",
+    "volume_error": "volume error",
 }
 
 

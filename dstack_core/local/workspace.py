@@ -4,7 +4,8 @@ There is no container, so the paths of a container are mapped into a directory o
 may be written outside it. Paths leave the directory in three ways, each closed where it could happen:
 
 * ``..`` in a path: `Workspace.local` normalizes it and compares.
-* A symbolic link in the code, on the way to a directory: `Workspace._make` resolves it and compares.
+* A symbolic link in the code, on the way to a directory: `Workspace._make` resolves it and compares. Links to
+  the job's volumes may be followed.
 * A symbolic link in an archive through which a later entry of the archive is written: `_unpack` creates the
   links last.
 
@@ -17,7 +18,7 @@ import os
 import shutil
 import subprocess
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -25,6 +26,7 @@ from typing import Any
 from dstack_core.local.bodies import RemoteRepoCreds
 from dstack_core.local.checkout import apply_diff, check_out
 from dstack_core.local.fragments import DiffError
+from dstack_core.local.mounts import ROOT_VARIABLE, Mount, link
 from dstack_core.local.runs import Job, Run
 
 ADDRESS = "127.0.0.1"
@@ -55,8 +57,9 @@ class Workspace:
     other absolute path lies below ``<root>/rootfs``. The image's own working directory is ``/workflow``.
     """
 
-    def __init__(self, root: Path, spec: Mapping[str, Any]) -> None:
+    def __init__(self, root: Path, spec: Mapping[str, Any], mounts: Sequence[Mount] = ()) -> None:
         self.root = root
+        self.mounts = mounts
         self.home = root / "home"
         self._home_dir = spec["home_dir"]
         self.cwd = self.local(spec["working_dir"] or _CODE_DIR)
@@ -92,6 +95,7 @@ class Workspace:
             self._place_code(sources, spec)
         except (tarfile.TarError, OSError, subprocess.SubprocessError, DiffError) as error:
             raise WorkspaceError(f"Failed to set up the repo ({error})") from error
+        self._mount()
         try:
             for archive, path in sources.archives:
                 self._place(archive, path)
@@ -101,9 +105,23 @@ class Workspace:
         if not self.cwd.is_dir():
             self._make(self.cwd)
 
+    def _mount(self) -> None:
+        """Link the volumes; raises WorkspaceError if something is in the way."""
+        for mount in self.mounts:
+            below_root = self.root / "rootfs" / PurePosixPath(mount.path).relative_to("/")
+            for place in dict.fromkeys((self.local(mount.path), below_root)):
+                try:
+                    self._make(place.parent)
+                    link(place, mount.directory)
+                except OSError as error:
+                    raise WorkspaceError(
+                        f"prepareVolumes error: {mount.path}: {error}", "executor_error"
+                    ) from error
+
     def _make(self, directory: Path) -> None:
         """Create a directory; raises WorkspaceError if links on the way lead out of the job's directory."""
-        if not directory.resolve().is_relative_to(self.root.resolve()):
+        roots = [self.root, *(mount.directory for mount in self.mounts)]
+        if not any(directory.resolve().is_relative_to(root.resolve()) for root in roots):
             raise WorkspaceError(f"The path {directory} leads out of the job's directory")
         directory.mkdir(parents=True, exist_ok=True)
 
@@ -149,6 +167,7 @@ class Workspace:
             "HOME": str(self.home),
             "LANG": "C.UTF-8",
             "TERM": "dumb",
+            **({ROOT_VARIABLE: str(self.root / "rootfs")} if self.mounts else {}),
             **variables,
             "DSTACK_RUN_NAME": run.name,
             "DSTACK_RUN_ID": run.id,

@@ -155,12 +155,16 @@ def test_attaching_forwards_the_ports_of_a_run(official: OfficialClient, api: Ap
         ("volume get nope --json", "not found"),
         ("secret get nope", "not found"),
         ("secret set a b", "OK"),
-        ("apply -y -f volume.dstack.yml", "not emulated by the embedded server"),
+        ("apply -y -f volume.dstack.yml", "active"),
+        ("apply -y -f gateway.dstack.yml", "not emulated by the embedded server"),
     ],
 )
 def test_every_other_command_has_an_answer(official: OfficialClient, command: str, expected: str) -> None:
     official.configuration("fleet", "type: fleet\nnodes: 1\n")
     official.configuration("volume", "type: volume\nbackend: aws\nregion: x\nsize: 10GB\n")
+    official.configuration(
+        "gateway", "type: gateway\nname: gate\nbackend: aws\nregion: x\ndomain: example.com\n"
+    )
     reply = official.run(*command.split())
     assert expected in reply.text
     assert reply.status == int("not " in expected)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import uuid
 from collections.abc import Iterator
 
@@ -88,6 +89,40 @@ def test_a_volume_that_no_backend_can_have_is_refused(client: dstack.Client, tar
         client.volumes.apply(wanted)
     assert client.volumes.get(name) is None
     assert name not in [each.name for each in client.volumes.list()]
+    assert client.volumes.delete(name) is False
+
+
+def test_a_run_with_a_volume_that_does_not_exist_is_refused(client: dstack.Client, target: Target) -> None:
+    name = f"volume-{uuid.uuid4().hex[:8]}"
+    with pytest.raises(dstack.RequestRejectedError, match=rf"Volume .*{name}.* not found"):
+        client.runs.submit(target.task("true", volumes=[f"{name}:/data"]))
+
+
+def test_a_volume_is_created_once_mounted_and_deleted(client: dstack.Client, target: Target) -> None:
+    name = f"volume-{uuid.uuid4().hex[:8]}"
+    wanted = dstack.VolumeConfiguration(name=name, backend="aws", region="us-east-1", size="10GB")
+    if target.kind == "real":
+        # A server without that cloud creates nothing, or a volume that fails.
+        with contextlib.suppress(dstack.RequestRejectedError):
+            client.volumes.apply(wanted)
+            with pytest.raises(dstack.ResourceFailedError, match="could not be created"):
+                client.volumes.wait(name, timeout=120)
+        client.volumes.delete(name, until="deleted", timeout=120)
+        assert client.volumes.get(name) is None
+        return
+    made = client.volumes.apply(wanted)
+    assert client.volumes.apply(wanted).id == made.id
+    ready = client.volumes.wait(name, timeout=60)
+    assert (ready.id, ready.backend, ready.region, ready.size) == (made.id, "aws", "us-east-1", 10 * 2**30)
+    assert name in [each.name for each in client.volumes.list()]
+    with pytest.raises(dstack.ResourceNameTakenError, match=r"a volume of that name has region 'us-east-1'"):
+        client.volumes.apply({"name": name, "backend": "aws", "region": "eu-west-1", "size": "10GB"})
+    for command in ("echo kept > data/x", "cat data/x"):
+        run = client.runs.submit(target.task(command, volumes=[f"{name}:/workflow/data"]))
+        assert run.wait(target.timeout, poll_interval=target.poll_interval).succeeded
+    assert b"".join(run.logs()).strip() == b"kept"
+    assert client.volumes.delete(name, until="deleted", timeout=60) is True
+    assert client.volumes.get(name) is None
     assert client.volumes.delete(name) is False
 
 

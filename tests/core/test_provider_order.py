@@ -64,6 +64,7 @@ LAYERS: dict[str, list[set[str]]] = {
             "_reap_fleets",
             "_remaining_log",
             "_submission",
+            "_task_volumes",
             "status_trigger",
             "triggers",
         },
@@ -72,7 +73,7 @@ LAYERS: dict[str, list[set[str]]] = {
         {"_task_run", "budgets"},
         {"_from_operator", "_resumed_log"},
         # What DAGs use, and the command line.
-        {"cli", "fleet_operators", "offer_sensor", "operators", "sensors"},
+        {"cli", "fleet_operators", "offer_sensor", "operators", "sensors", "volumes"},
         {"decorators", "fleet_group", "services"},
         {"fleets"},
     ],
@@ -98,7 +99,7 @@ LAYERS: dict[str, list[set[str]]] = {
         # What is submitted, and where a run is shown in Prefect.
         {"_log_relay", "_options", "_report"},
         {"_bundles", "_callbacks", "_end_reports", "_followers", "_function_options", "_live_artifacts"},
-        {"_judge", "_owned_fleets", "_submission", "flow_future"},
+        {"_judge", "_owned_fleets", "_owned_volumes", "_submission", "flow_future"},
         # The blocks, and the clients made of them.
         {"cache", "credentials"},
         {"_orphaned_resources", "_stop", "_worker_variables"},
@@ -118,6 +119,7 @@ LAYERS: dict[str, list[set[str]]] = {
             "run_handle",
             "runs",
             "tasks",
+            "volumes",
             "worker",
         },
         {"_doctor", "_remote_call", "flows", "functions", "job_block"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -152,6 +153,16 @@ def test_a_refusal_of_the_request_itself_is_raised_with_the_servers_message(driv
     with pytest.raises(RequestRejectedError, match=r"configuration\.nodez: Extra inputs are not permitted"):
         driver.run(flow(driver), script)
     assert script.paths() == ["runs/get", "runs/apply", "runs/get"]
+
+
+@pytest.mark.parametrize(
+    "text", ["Volume ['data'] not found", "Gateway main does not exist", "The service requires a gateway"]
+)
+def test_something_missing_that_a_run_names_is_not_a_missing_run(driver: Driver, text: str) -> None:
+    refusal = reply({"detail": [{"msg": text, "code": "resource_not_exists"}]}, 400)
+    script = Script(runs__get=[MISSING], runs__apply=[refusal])
+    with pytest.raises(RequestRejectedError, match=f"refused the request: {re.escape(text)}"):
+        driver.run(flow(driver), script)
 
 
 def test_a_refused_token_fails_at_once_before_anything_is_submitted(driver: Driver) -> None:

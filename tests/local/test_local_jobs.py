@@ -108,6 +108,12 @@ def test_processes_left_behind_are_killed_with_their_job(api: Api, name: str) ->
     assert [pid for pid in pids if alive(pid)] == []
 
 
+def test_a_process_that_closes_its_files_is_not_hung_up(api: Api, name: str) -> None:
+    run = api.run(name, "echo before; exec <&- >&- 2>&-; sleep 0.2; exit 3")
+    assert ending(run)[-1] == 3
+    assert api.output(run).split() == ["before"]
+
+
 def test_stop_lets_a_task_end_by_itself(api: Api, name: str) -> None:
     api.apply(
         name, "echo ready; trap 'echo got it; sleep 0.1; echo bye; exit 0' INT; while :; do sleep 0.05; done"

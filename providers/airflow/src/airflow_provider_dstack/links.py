@@ -21,6 +21,8 @@ SERVICE_LINK_KEY = "dstack_service_link"
 OUTCOME_KEY = "dstack_outcome"
 # The fleet that a task has created: an XCom only, since dstack's pages of fleets list them all.
 FLEET_NAME_KEY = "dstack_fleet_name"
+# The volume that a task has created, likewise.
+VOLUME_NAME_KEY = "dstack_volume_name"
 
 
 class _PushedLink(BaseOperatorLink):

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from prefect_dstack.offers import await_for_offer, wait_for_offer
     from prefect_dstack.project_secrets import sync_secrets
     from prefect_dstack.run_dict import RunDict
+    from prefect_dstack.volumes import acreate_volume, adelete_volume, create_volume, delete_volume
     from prefect_dstack.worker import DstackWorker
 
 __version__ = "0.1.0"
@@ -50,7 +51,9 @@ __all__ = [
     "RunInputs",
     "__version__",
     "acreate_fleet",
+    "acreate_volume",
     "adelete_fleet",
+    "adelete_volume",
     "adeploy_service",
     "aget_run",
     "areap_runs",
@@ -62,7 +65,9 @@ __all__ = [
     "await_for_run",
     "await_for_service",
     "create_fleet",
+    "create_volume",
     "delete_fleet",
+    "delete_volume",
     "deploy_service",
     "dstack",
     "dstack_fleet",
@@ -84,6 +89,7 @@ __all__ = [
 ]
 
 
+_VOLUMES = ("acreate_volume", "adelete_volume", "create_volume", "delete_volume")
 _FLEETS = ("acreate_fleet", "adelete_fleet", "create_fleet", "delete_fleet", "dstack_fleet")
 
 
@@ -102,6 +108,10 @@ def __getattr__(name: str) -> Any:
         from prefect_dstack import fleets
 
         value = getattr(fleets, name)
+    elif name in _VOLUMES:
+        from prefect_dstack import volumes
+
+        value = getattr(volumes, name)
     elif name in ("await_for_offer", "wait_for_offer"):
         from prefect_dstack import offers
 
