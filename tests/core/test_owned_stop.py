@@ -71,7 +71,11 @@ def test_the_first_line_precedes_every_request_and_names_run_and_page(
     result = stopped(way, server, log, ref, run_id=run.id, submitted=True)
     assert log.lines[0] == (logging.WARNING, f"Stopping run ours: {run.url}")
     assert log.requests[0] == before
-    assert log.lines[1:] == [(logging.INFO, "Run ours is stopping.")]
+    # Where the machine is busy, the run has ended by the next reply.
+    assert log.lines[1:] in (
+        [(logging.INFO, "Run ours is stopping.")],
+        [(logging.INFO, "Run ours was stopped on request.")],
+    )
     assert result.is_safe
     first = server.requests[before].path.rsplit("/", 1)[1]
     assert first == ("stop" if ref.generated else "get")
