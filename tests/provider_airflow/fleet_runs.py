@@ -147,7 +147,9 @@ class MappedRun:
     ) -> None:
         """Assert that each log has these lines, each once and in order."""
         found = {number: self.lines(number, attempts(number)) for number in range(self.number)}
-        assert found == dict.fromkeys(range(self.number), lines)
+        assert found == dict.fromkeys(range(self.number), lines), [
+            each for each in found.values() if each != lines
+        ]
 
     def repeated_lines(self, lines: list[str]) -> list[int]:
         """Return how many lines each log repeats; fail if a log lacks one of ``lines`` or has them in another order."""
