@@ -53,6 +53,7 @@ LAYERS: dict[str, list[set[str]]] = {
             "_previous_try",
             "_reap",
             "_resource_names",
+            "_resource_waits",
             "_runs_of_tasks",
             "hooks",
             "retry_policies",

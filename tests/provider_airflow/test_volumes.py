@@ -162,7 +162,7 @@ def test_a_volume_of_another_owner_is_left_alone(client: Client) -> None:
 def test_a_volume_that_runs_use_is_deleted_once_they_have_ended(
     server: LocalServer, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("airflow_provider_dstack._task_volumes._IN_USE_SECONDS", 0.2)
+    monkeypatch.setattr("airflow_provider_dstack._resource_waits._IN_USE_SECONDS", 0.2)
     name = create().execute(context_of())
     task = {"type": "task", "commands": ["sleep 1"], "volumes": [f"{name}:/workflow/data"]}
     run = client.runs.submit(task)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_dstack.errors import DstackError
+from airflow_provider_dstack._resource_waits import delete_until_gone
 
 if TYPE_CHECKING:
     from airflow_provider_dstack.hooks import DstackHook
@@ -14,8 +14,6 @@ if TYPE_CHECKING:
 
 # The pause between two requests for a fleet whose creation is still under way while its task is killed.
 _AGAIN_SECONDS = 0.3
-# How long to wait before a fleet that runs still use is deleted again.
-_IN_USE_SECONDS = 5.0
 _REAPER = "A DstackReapOperator, where one is scheduled, deletes it at its next pass."
 
 
@@ -70,24 +68,12 @@ def delete_fleet(
     Runs of tasks that are ending may still use it, so a refusal is tried again until ``timeout`` seconds have
     passed. Raises ``DstackError`` and the server errors of ``dstack_core``.
     """
-    from dstack_core import RequestRejectedError, WaitTimeoutError, clock
-
-    end = clock.monotonic() + timeout
-    while True:
-        left = max(end - clock.monotonic(), 1.0)
-        try:
-            if client.fleets.delete(name, marker=mark, until="deleted", timeout=left, sleep=sleep):
-                log.info("Fleet %s and its machines are deleted.", name)
-                return "deleted"
-            log.info("There is no fleet %s in project %s.", name, client.project)
-            return "gone"
-        except WaitTimeoutError as error:
-            raise DstackError(
-                f"Fleet {name}: expected its machines to be gone within {timeout:g} s, got {error.message}. "
-                "Check it in the cloud, or raise wait_timeout."
-            ) from None
-        except RequestRejectedError as error:
-            if clock.monotonic() + _IN_USE_SECONDS > end:
-                raise
-            log.warning("%s Deleting it again in %g s.", error.message, _IN_USE_SECONDS)
-            sleep(_IN_USE_SECONDS)
+    return delete_until_gone(
+        lambda left: client.fleets.delete(name, marker=mark, until="deleted", timeout=left, sleep=sleep),
+        timeout=timeout,
+        sleep=sleep,
+        log=log,
+        deleted=f"Fleet {name} and its machines are deleted.",
+        gone=f"There is no fleet {name} in project {client.project}.",
+        expected=f"Fleet {name}: expected its machines",
+    )

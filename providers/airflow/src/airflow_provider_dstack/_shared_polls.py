@@ -26,7 +26,7 @@ class SharedPolls:
         self._gathering: dict[tuple[asyncio.AbstractEventLoop, Hashable], asyncio.Future[Any]] = {}
 
     async def ask(self, question: Hashable, request: Callable[[], Awaitable[T]]) -> T:
-        """Return the answer to ``question``, which ``request`` fetches, for everyone who asks it now."""
+        """Return the answer to ``question``, which ``request`` fetches, for all callers that ask it now."""
         key = (asyncio.get_running_loop(), question)
         shared = self._gathering.get(key)
         if shared is not None:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_dstack.errors import DstackError
+from airflow_provider_dstack._resource_waits import delete_until_gone
 
 if TYPE_CHECKING:
     from airflow_provider_dstack._resource_names import ResourceOwner
@@ -24,8 +24,6 @@ _DAG_TAG, _TASK_TAG = "dstack-airflow-dag", "dstack-airflow-task"
 _KEPT = "kept"
 # The pause between two requests for a volume whose creation is still under way while its task is killed.
 _AGAIN_SECONDS = 0.3
-# How long to wait before a volume that runs still use is deleted again.
-_IN_USE_SECONDS = 5.0
 
 
 def tags_of(owner: ResourceOwner, *, keep: bool) -> dict[str, str]:
@@ -100,24 +98,12 @@ def delete_volume(
     Runs of tasks that are ending may still use it, so a refusal is tried again until ``timeout`` seconds have
     passed. Raises ``DstackError`` and the server errors of ``dstack_core``.
     """
-    from dstack_core import RequestRejectedError, WaitTimeoutError, clock
-
-    end = clock.monotonic() + timeout
-    while True:
-        left = max(end - clock.monotonic(), 1.0)
-        try:
-            if client.volumes.delete(name, until="deleted", timeout=left, sleep=sleep):
-                log.info("Volume %s and its data are deleted.", name)
-                return "deleted"
-            log.info("There is no volume %s in project %s.", name, client.project)
-            return "gone"
-        except WaitTimeoutError as error:
-            raise DstackError(
-                f"Volume {name}: expected it to be gone within {timeout:g} s, got {error.message}. "
-                "Check it in the cloud, or raise wait_timeout."
-            ) from None
-        except RequestRejectedError as error:
-            if clock.monotonic() + _IN_USE_SECONDS > end:
-                raise
-            log.warning("%s Deleting it again in %g s.", error.message, _IN_USE_SECONDS)
-            sleep(_IN_USE_SECONDS)
+    return delete_until_gone(
+        lambda left: client.volumes.delete(name, until="deleted", timeout=left, sleep=sleep),
+        timeout=timeout,
+        sleep=sleep,
+        log=log,
+        deleted=f"Volume {name} and its data are deleted.",
+        gone=f"There is no volume {name} in project {client.project}.",
+        expected=f"Volume {name}: expected it",
+    )

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
@@ -19,8 +18,9 @@ from airflow_provider_dstack._compat import (
 )
 from airflow_provider_dstack._parameters import at_least, most, yes_or_no
 from airflow_provider_dstack._resource_names import ResourceOwner
+from airflow_provider_dstack._resource_waits import sleep_unless
 from airflow_provider_dstack._templates import TemplatedModels
-from airflow_provider_dstack.errors import DstackError, DstackRunInterrupted
+from airflow_provider_dstack.errors import DstackError
 from airflow_provider_dstack.links import FLEET_NAME_KEY, push
 
 if TYPE_CHECKING:
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 
 __all__ = ["DstackDeleteFleetOperator", "DstackFleetOperator"]
 
-# How late a kill ends a wait.
-_TICK_SECONDS = 0.2
 # A fleet of a task that failed is deleted before the task reports it; the reaper does what takes longer.
 _DELETE_SECONDS = 30.0
 
@@ -250,7 +248,7 @@ class DstackFleetOperator(TemplatedModels):
         delete_own(self.hook(), name, owner.mark, timeout=_DELETE_SECONDS, log=log)
 
     def _sleep(self, seconds: float) -> None:
-        _sleep_unless(lambda: self._killed, seconds, "its fleet had its machines")
+        sleep_unless(lambda: self._killed, seconds, "its fleet had its machines")
 
 
 class DstackDeleteFleetOperator(BaseOperator):
@@ -371,7 +369,7 @@ class DstackDeleteFleetOperator(BaseOperator):
         return found
 
     def _sleep(self, seconds: float) -> None:
-        _sleep_unless(lambda: self._killed, seconds, "the fleet was gone")
+        sleep_unless(lambda: self._killed, seconds, "the fleet was gone")
 
 
 def _is_of(fleet: Fleet, wanted: ResourceOwner, pushed: Collection[str]) -> bool:
@@ -384,16 +382,3 @@ def _is_of(fleet: Fleet, wanted: ResourceOwner, pushed: Collection[str]) -> bool
         return False
     born = found.born if fleet.name in pushed else wanted.born
     return found == replace(wanted, born=born, map_index=found.map_index)
-
-
-def _sleep_unless(is_killed: Callable[[], bool], seconds: float, what: str) -> None:
-    """Sleep; raise ``DstackRunInterrupted`` soon after a kill."""
-    from dstack_core import clock
-
-    if clock.is_virtual():
-        clock.sleep(seconds)
-    end = time.monotonic() + (0.0 if clock.is_virtual() else seconds)
-    while not is_killed() and (left := end - time.monotonic()) > 0:
-        time.sleep(min(_TICK_SECONDS, left))
-    if is_killed():
-        raise DstackRunInterrupted(f"The task was ended before {what}.")

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 import threading
-import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow_provider_dstack._compat import AirflowTaskTimeout, BaseOperator, Context
 from airflow_provider_dstack._parameters import at_least, yes_or_no
 from airflow_provider_dstack._resource_names import ResourceOwner
+from airflow_provider_dstack._resource_waits import sleep_unless
 from airflow_provider_dstack._templates import TemplatedModels
-from airflow_provider_dstack.errors import DstackError, DstackRunInterrupted
+from airflow_provider_dstack.errors import DstackError
 from airflow_provider_dstack.links import VOLUME_NAME_KEY, push
 
 if TYPE_CHECKING:
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
 __all__ = ["DstackDeleteVolumeOperator", "DstackVolumeOperator"]
 
-# How late a kill ends a wait.
-_TICK_SECONDS = 0.2
 # A volume without data is deleted before a task that failed reports it.
 _DELETE_SECONDS = 30.0
 
@@ -173,7 +171,7 @@ class DstackVolumeOperator(TemplatedModels):
         self.log.info("Runs can mount volume %s.", name)
 
     def _sleep(self, seconds: float) -> None:
-        _sleep_unless(lambda: self._killed, seconds, "its volume was active")
+        sleep_unless(lambda: self._killed, seconds, "its volume was active")
 
 
 class DstackDeleteVolumeOperator(BaseOperator):
@@ -294,7 +292,7 @@ class DstackDeleteVolumeOperator(BaseOperator):
         return found
 
     def _sleep(self, seconds: float) -> None:
-        _sleep_unless(lambda: self._killed, seconds, "the volume was gone")
+        sleep_unless(lambda: self._killed, seconds, "the volume was gone")
 
 
 def _is_of(volume: Volume, owner: ResourceOwner, pushed: Collection[str]) -> bool:
@@ -305,16 +303,3 @@ def _is_of(volume: Volume, owner: ResourceOwner, pushed: Collection[str]) -> boo
         return True
     # XComs of a mapped task are those of all its indices.
     return owner.map_index is None and volume.name in pushed and is_of_dag(volume, owner.dag_id)
-
-
-def _sleep_unless(is_killed: Callable[[], bool], seconds: float, what: str) -> None:
-    """Sleep; raise ``DstackRunInterrupted`` soon after a kill."""
-    from dstack_core import clock
-
-    if clock.is_virtual():
-        clock.sleep(seconds)
-    end = time.monotonic() + (0.0 if clock.is_virtual() else seconds)
-    while not is_killed() and (left := end - time.monotonic()) > 0:
-        time.sleep(min(_TICK_SECONDS, left))
-    if is_killed():
-        raise DstackRunInterrupted(f"The task was ended before {what}.")

@@ -2,7 +2,7 @@
 
 A context variable, not a global: two flows of one process, or two branches of an async flow, each have their
 own. Prefect copies the context into the tasks that a flow calls, submits or maps to threads; tasks of Dask,
-Ray and process pools run in other processes, where there is none.
+Ray and process pools run in other processes, which have no such variable.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ from prefect_dstack._waits import Waits, run_logger
 if TYPE_CHECKING:
     from dstack_core import AsyncClient, Client, Fleet, FleetConfiguration, FleetLike
 
-# Clouds need 2 to 10 minutes for a machine; a longer wait mostly means that there is none.
+# Clouds need 2 to 10 minutes for a machine; after a longer wait it rarely gets one.
 CREATE_SECONDS = 1200.0
 # The runs of a fleet that is deleted have ended, or are about to.
 DELETE_SECONDS = 600.0
