@@ -18,15 +18,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from airflow_provider_dstack._names import birth_of
 from airflow_provider_dstack._resource_names import ResourceOwner
-from airflow_provider_dstack.errors import DstackError
+from airflow_provider_dstack._resource_verdicts import judge
 
 if TYPE_CHECKING:
     from airflow_provider_dstack._compat import TaskFacts, TaskInstanceLike
     from dstack_core import Client
-
-_ENDED = frozenset({"success", "failed"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,10 +61,11 @@ def reap_fleets(
         and not fleet.has_ended
         and (owner := ResourceOwner.read(fleet.marker)) is not None
     ]
-    found = [
-        (mark, _judged(name, owner, _facts(ask, owner), dry_run=dry_run, stop_unknown=stop_unknown))
-        for name, mark, owner in owned
-    ]
+    found = []
+    for name, mark, owner in owned:
+        verdict = judge(owner, ask, kind="fleet", stop_unknown=stop_unknown)
+        action: Any = "left" if not verdict.deletes else "would delete" if dry_run else "deleted"
+        found.append((mark, FleetFinding(name, str(owner), verdict.state, action, verdict.reason)))
     findings = [
         _delete(client, mark, finding) if finding.action == "deleted" else finding for mark, finding in found
     ]
@@ -93,35 +91,6 @@ def fleet_failure(findings: Sequence[FleetFinding]) -> str | None:
     return (
         f"Reaping: expected every deletion to succeed, got {len(failed)} that failed. Delete these: {shown}"
     )
-
-
-def _facts(ask: Callable[[TaskInstanceLike], TaskFacts | None], owner: ResourceOwner) -> TaskFacts | None:
-    try:
-        return ask(owner)
-    except Exception as error:
-        raise DstackError(
-            f"Airflow: expected the state of task instance {owner}, got {type(error).__name__}: {error}. "
-            "No fleet was deleted. Reap again when Airflow answers."
-        ) from error
-
-
-def _judged(
-    name: str, owner: ResourceOwner, facts: TaskFacts | None, *, dry_run: bool, stop_unknown: bool
-) -> FleetFinding:
-    state = "unknown" if facts is None else facts.dag_run_state
-    left = FleetFinding(name, str(owner), state, "left", "its DAG run has not ended")
-    reason = "its DAG run has ended"
-    if facts is not None and facts.dag_run_state not in _ENDED:
-        return left
-    if facts is None or birth_of(facts.dag_run_started_at) != owner.born:
-        reason = (
-            "this Airflow has no such task instance"
-            if facts is None
-            else "its DAG run has another start: it was cleared since, or it is another Airflow's"
-        )
-        if not stop_unknown:
-            return replace(left, reason=reason)
-    return replace(left, action="would delete" if dry_run else "deleted", reason=reason)
 
 
 def _delete(client: Client, mark: str | None, finding: FleetFinding) -> FleetFinding:
