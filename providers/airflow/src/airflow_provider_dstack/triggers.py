@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
@@ -24,8 +23,7 @@ from airflow_provider_dstack._log_relay import (
 from airflow_provider_dstack._names import run_ref
 from airflow_provider_dstack._outcome import broken_event, finished_event, timed_out_event
 from airflow_provider_dstack._parameters import report_limits
-from airflow_provider_dstack._run_reports import SECONDS_BETWEEN as REPORTS_SECONDS_BETWEEN
-from airflow_provider_dstack._run_reports import RunReports, push_reports
+from airflow_provider_dstack._run_reports import RunReports, StatePusher
 from airflow_provider_dstack._stop import (
     KEEP_ASKED_FOR,
     OnKillAction,
@@ -160,7 +158,6 @@ class DstackRunTrigger(BaseTrigger):
         self.secret_names = list(secret_names)
         self.synced_sources = dict(synced_sources or {})
         self._fired = False
-        self._next_push = 0.0
         self._last_save: asyncio.Future[None] | None = None
         self._last_save_seconds = _SAVE_LAST_SECONDS
         self._kill_arguments: dict[str, Any] | None = None
@@ -276,15 +273,14 @@ class DstackRunTrigger(BaseTrigger):
             progress = position.progress
             log_relay = self._relay(run, kept)
             reports = RunReports(kept.get("reported"), log_relay.masker.mask)
-            # Those that an earlier triggerer had received and not yet pushed.
-            reports.not_pushed(reports.xcoms())
+            pusher = StatePusher(self.log)
             notifier = new_notifier(callbacks, self.task_instance, self.log, log_relay.masker.mask)
             notifier.follows(run, client.project)
             relay = TriggerRelay(
                 log_relay,
                 position,
                 Checkpoints(
-                    lambda take: self._start_save(take, relay, reports),
+                    lambda take: self._start_save(take, relay, pusher),
                     kept,
                     # A callback, unlike a log line, may not take a status twice.
                     position=position_and_status_in if notifier else position_in,
@@ -311,7 +307,7 @@ class DstackRunTrigger(BaseTrigger):
             try:
                 async for event in events:
                     if not await relay.write(event, self.log) and relay.outcome is not None:
-                        self._next_push = 0.0
+                        pusher.hurry()
                         self._last_save = relay.save_last()
                         await _finish_calls(notifier)
                         self.log.info(
@@ -319,7 +315,7 @@ class DstackRunTrigger(BaseTrigger):
                         )
                         return finished_event(relay.outcome, relay.tail, relay.state())
                     if isinstance(event, RunFinished):
-                        self._save_last(relay)
+                        self._save_last(relay, pusher)
                         # Airflow stores the event.
                         outcome = mask_result(event.outcome, log_relay.masker.mask, reports.note_secrets)
                         await _finish_calls(notifier)
@@ -395,23 +391,21 @@ class DstackRunTrigger(BaseTrigger):
         run_id = self.progress.get("run_id")
         return None if run_id is None else str(run_id)
 
-    def _save_last(self, relay: TriggerRelay) -> None:
-        self._next_push = 0.0
+    def _save_last(self, relay: TriggerRelay, pusher: StatePusher) -> None:
+        pusher.hurry()
         if log_requests(relay.recent_bytes()):
             self._last_save_seconds = _LOG_PASSES_SECONDS
         self._last_save = relay.save_last()
 
     def _start_save(
-        self, take: Callable[[], dict[str, Any] | None], relay: TriggerRelay, reports: RunReports
+        self, take: Callable[[], dict[str, Any] | None], relay: TriggerRelay, pusher: StatePusher
     ) -> asyncio.Future[None]:
-        ti, xcoms = self.task_instance, {}
-        if time.monotonic() >= self._next_push:
-            xcoms, self._next_push = reports.changes(), time.monotonic() + REPORTS_SECONDS_BETWEEN
+        ti = self.task_instance
 
         def work() -> None:
             try:
                 if ti is not None and not self._fired and (state := take()) is not None:
-                    push = partial(push_reports, ti, xcoms, reports, self.log)
+                    push = partial(pusher.push, ti, state["reported"])
                     save_and_rest(ti, self.marker, state, relay.recent_bytes(), push)
             except Exception as error:
                 self.log.warning("Could not save the position in the run's log: %r.", error)
