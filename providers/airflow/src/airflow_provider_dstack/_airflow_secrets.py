@@ -16,7 +16,7 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from airflow_provider_dstack._compat import AirflowNotFoundException, BaseHook, BaseOperator
+from airflow_provider_dstack._compat import AirflowNotFoundException, BaseHook
 from airflow_provider_dstack.errors import AirflowFailException, DstackError
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def read_sources(sources: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-def sources_upstream(task: BaseOperator) -> dict[str, str]:
+def sources_upstream(task: Any) -> dict[str, str]:
     """Return the templates of the ``DstackSecretsOperator`` tasks upstream of a task."""
     if not task.has_dag():
         return {}
