@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from dstack_core import DstackError as CoreDstackError
 
 _ENDED = frozenset({"success", "failed"})
-# Seconds that one pass waits for the runs that use its fleets, in all. Most stopped jobs end within 10 s, a busy server takes its time; a job with a longer ``stop_duration`` is left to the next pass.
+# Seconds that one pass waits for the runs that use its fleets, in all. Most stopped jobs end within 10 s; a
+# busy server takes its time. A job with a longer ``stop_duration`` is left to the next pass.
 IN_USE_SECONDS = 30.0
 
 
