@@ -74,6 +74,19 @@ class MappedRun:
 
         wait_for(f"{self.number} tasks of {self.dag_id} in {states}", all_are, seconds, _LOOK_SECONDS)
 
+    def wait_for_triggerers(self, seconds: float = 120.0) -> list[str | None]:
+        """Return the triggerer of each task, once each has one: a task is deferred before one takes its trigger."""
+
+        def jobs() -> list[int] | None:
+            found = [task["triggerer_job"] for task in self.tasks()]
+            return [job["id"] for job in found] if all(found) else None
+
+        ids = wait_for(
+            f"{self.number} triggers of {self.dag_id} that are taken", jobs, seconds, _LOOK_SECONDS
+        )
+        names = self.fleet.triggerers()
+        return [names.get(number) for number in ids]
+
     def lines(self, number: int, attempt: int = 1) -> list[str]:
         """Return what a task's log has of the output of its run."""
         path = f"{self._path}/train/logs/{attempt}?full_content=true&map_index={number}"

@@ -20,6 +20,7 @@ from airflow_provider_dstack._run_reports import (
     SECONDS_BETWEEN,
     ReportPusher,
     RunReports,
+    StatePusher,
     describe_outlets,
     push_reports,
 )
@@ -184,6 +185,35 @@ def test_a_push_that_fails_is_made_up_for(
     assert list(xcoms) == ["dstack_metrics"]
 
 
+def test_a_triggerer_pushes_what_is_new_in_the_state_that_is_saved(
+    monkeypatch: pytest.MonkeyPatch, xcoms: XComs, caplog: pytest.LogCaptureFixture
+) -> None:
+    now, reports = [100.0], taken(reported("metric", loss=0.5))
+    pusher = StatePusher(LOG, lambda: now[0])
+    pusher.push(TI, reports.state())
+    assert xcoms == {"dstack_metrics": {"loss": {"value": 0.5, "step": None}}}
+    taken(reported("link", url="https://a"), reports=reports)
+    pusher.push(TI, reports.state())
+    assert xcoms.pushes == ["dstack_metrics"]
+    now[0] += SECONDS_BETWEEN
+    pusher.push(TI, reports.state())
+    assert xcoms.pushes == ["dstack_metrics", "dstack_links"]
+
+    def refuse(ti: object, key: str, value: Any) -> None:
+        raise OSError("no database")
+
+    taken(reported("metric", loss=0.4), reported("link", url="https://b"), reports=reports)
+    pusher.hurry()
+    with monkeypatch.context() as patch:
+        patch.setattr(_run_reports, "push_xcom", refuse)
+        pusher.push(TI, reports.state())
+    assert "Could not write the XComs dstack_metrics, dstack_links: OSError('no database')." in caplog.text
+    pusher.push(TI, reports.state())
+    pusher.push(TI, reports.state())
+    assert xcoms.pushes[2:] == ["dstack_metrics", "dstack_links"]
+    assert urls(xcoms) == ["a", "b"]
+
+
 def test_a_worker_pushes_every_ten_seconds_at_most_and_at_the_end() -> None:
     now, reports = [100.0], RunReports()
     pushed: list[Any] = []
@@ -251,7 +281,7 @@ def test_a_trigger_that_takes_over_receives_each_message_once(
     arguments = json.loads(json.dumps(first.serialize()[1]))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_trigger_relay, "SECONDS_BETWEEN", 0.0)
-        patch.setattr(triggers, "REPORTS_SECONDS_BETWEEN", 0.0)
+        patch.setattr(_run_reports, "SECONDS_BETWEEN", 0.0)
         asyncio.run(
             until(first, lambda: xcoms.get("dstack_progress", {}).get("tail", [])[-1:] == ["line-20"])
         )

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
@@ -206,6 +207,37 @@ class ReportPusher:
         if changes:
             self._push(changes, reports)
             self._next = self._clock() + SECONDS_BETWEEN
+
+
+class StatePusher:
+    """A push of what a saved state has and no earlier push of this process had, every ten seconds at most.
+
+    For the thread of a triggerer that saves states. The first push has everything: an earlier triggerer may
+    have received it and not pushed it.
+    """
+
+    def __init__(self, log: Any, clock: Callable[[], float] = time.monotonic) -> None:
+        self._log, self._clock = log, clock
+        self._pushed: dict[str, Any] = {}
+        self._last = -math.inf
+        self._is_urgent = False
+
+    def hurry(self) -> None:
+        """Push without a pause from now on: the run has ended."""
+        self._is_urgent = True
+
+    def push(self, ti: TaskInstanceLike, state: Mapping[str, Any]) -> None:
+        """Push what is new in ``RunReports.state()``. Blocks; an error is logged, the rest comes later."""
+        if not self._is_urgent and self._clock() < self._last + SECONDS_BETWEEN:
+            return
+        self._last = self._clock()
+        new = {key: state[key] for key in _KEYS if state.get(key) and state[key] != self._pushed.get(key)}
+        try:
+            for key in list(new):
+                push_xcom(ti, key, new[key])
+                self._pushed[key] = new.pop(key)
+        except Exception as error:
+            self._log.warning("Could not write the XComs %s: %r.", ", ".join(new), error)
 
 
 def describe_outlets(

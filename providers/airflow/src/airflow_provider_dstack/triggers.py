@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
+from airflow_provider_dstack._airflow_secrets import values_to_mask
 from airflow_provider_dstack._callbacks import load_what_can_be, new_notifier
 from airflow_provider_dstack._compat import trigger_has_on_kill
 from airflow_provider_dstack._log_groups import LogGroups
@@ -23,8 +23,7 @@ from airflow_provider_dstack._log_relay import (
 from airflow_provider_dstack._names import run_ref
 from airflow_provider_dstack._outcome import broken_event, finished_event, timed_out_event
 from airflow_provider_dstack._parameters import report_limits
-from airflow_provider_dstack._run_reports import SECONDS_BETWEEN as REPORTS_SECONDS_BETWEEN
-from airflow_provider_dstack._run_reports import RunReports, push_reports
+from airflow_provider_dstack._run_reports import RunReports, StatePusher
 from airflow_provider_dstack._stop import (
     KEEP_ASKED_FOR,
     OnKillAction,
@@ -98,6 +97,7 @@ class DstackRunTrigger(BaseTrigger):
         mask_env: As for ``DstackRunOperator``. Default ``"secrets"``.
         secret_names: The variables of the run's environment that Airflow keeps the values of as secrets;
             their names, not their values. Default: none.
+        synced_sources: The templates of the project secrets that the run may print. Default: none.
 
     Source: Airflow documentation, "Deferrable Operators & Triggers".
     """
@@ -129,6 +129,7 @@ class DstackRunTrigger(BaseTrigger):
         callbacks: Sequence[str] = (),
         mask_env: MaskEnv = "secrets",
         secret_names: Sequence[str] = (),
+        synced_sources: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # Airflow's is untyped
         self.dstack_conn_id = dstack_conn_id
@@ -155,12 +156,13 @@ class DstackRunTrigger(BaseTrigger):
         self.callbacks = list(callbacks)
         self.mask_env = mask_env
         self.secret_names = list(secret_names)
+        self.synced_sources = dict(synced_sources or {})
         self._fired = False
-        self._next_push = 0.0
         self._last_save: asyncio.Future[None] | None = None
         self._last_save_seconds = _SAVE_LAST_SECONDS
         self._kill_arguments: dict[str, Any] | None = None
-        self._token: str | None = None
+        # The token, and the values of project secrets.
+        self._hidden: list[str] = []
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Return the class path and the arguments to make this trigger again in another process."""
@@ -191,6 +193,7 @@ class DstackRunTrigger(BaseTrigger):
                 "callbacks": self.callbacks,
                 "mask_env": self.mask_env,
                 "secret_names": self.secret_names,
+                "synced_sources": self.synced_sources,
             },
         )
 
@@ -270,15 +273,14 @@ class DstackRunTrigger(BaseTrigger):
             progress = position.progress
             log_relay = self._relay(run, kept)
             reports = RunReports(kept.get("reported"), log_relay.masker.mask)
-            # Those that an earlier triggerer had received and not yet pushed.
-            reports.not_pushed(reports.xcoms())
+            pusher = StatePusher(self.log)
             notifier = new_notifier(callbacks, self.task_instance, self.log, log_relay.masker.mask)
             notifier.follows(run, client.project)
             relay = TriggerRelay(
                 log_relay,
                 position,
                 Checkpoints(
-                    lambda take: self._start_save(take, relay, reports),
+                    lambda take: self._start_save(take, relay, pusher),
                     kept,
                     # A callback, unlike a log line, may not take a status twice.
                     position=position_and_status_in if notifier else position_in,
@@ -305,7 +307,7 @@ class DstackRunTrigger(BaseTrigger):
             try:
                 async for event in events:
                     if not await relay.write(event, self.log) and relay.outcome is not None:
-                        self._next_push = 0.0
+                        pusher.hurry()
                         self._last_save = relay.save_last()
                         await _finish_calls(notifier)
                         self.log.info(
@@ -313,7 +315,7 @@ class DstackRunTrigger(BaseTrigger):
                         )
                         return finished_event(relay.outcome, relay.tail, relay.state())
                     if isinstance(event, RunFinished):
-                        self._save_last(relay)
+                        self._save_last(relay, pusher)
                         # Airflow stores the event.
                         outcome = mask_result(event.outcome, log_relay.masker.mask, reports.note_secrets)
                         await _finish_calls(notifier)
@@ -350,7 +352,7 @@ class DstackRunTrigger(BaseTrigger):
                     "Could not read the position in the run's log (%r). Log lines may repeat.", error
                 )
         hook = DstackHook(self.dstack_conn_id, self.project_name)
-        self._token = hook.token
+        self._hidden = [hook.token, *values_to_mask(self.synced_sources, self.log)]
         # Thousands of triggers that wait need no client for that yet.
         self._kill_arguments = hook.client_arguments()
         client = hook.async_client(retry_budget=self.retry_budget)
@@ -378,7 +380,7 @@ class DstackRunTrigger(BaseTrigger):
             # Airflow keeps every secret that it masks: in a triggerer they would pile up.
             secrets=collect_secrets(
                 env=run.env,
-                others=[self._token],
+                others=self._hidden,
                 mask_env=self.mask_env,
                 secret_names=self.secret_names,
             ),
@@ -389,23 +391,21 @@ class DstackRunTrigger(BaseTrigger):
         run_id = self.progress.get("run_id")
         return None if run_id is None else str(run_id)
 
-    def _save_last(self, relay: TriggerRelay) -> None:
-        self._next_push = 0.0
+    def _save_last(self, relay: TriggerRelay, pusher: StatePusher) -> None:
+        pusher.hurry()
         if log_requests(relay.recent_bytes()):
             self._last_save_seconds = _LOG_PASSES_SECONDS
         self._last_save = relay.save_last()
 
     def _start_save(
-        self, take: Callable[[], dict[str, Any] | None], relay: TriggerRelay, reports: RunReports
+        self, take: Callable[[], dict[str, Any] | None], relay: TriggerRelay, pusher: StatePusher
     ) -> asyncio.Future[None]:
-        ti, xcoms = self.task_instance, {}
-        if time.monotonic() >= self._next_push:
-            xcoms, self._next_push = reports.changes(), time.monotonic() + REPORTS_SECONDS_BETWEEN
+        ti = self.task_instance
 
         def work() -> None:
             try:
                 if ti is not None and not self._fired and (state := take()) is not None:
-                    push = partial(push_reports, ti, xcoms, reports, self.log)
+                    push = partial(pusher.push, ti, state["reported"])
                     save_and_rest(ti, self.marker, state, relay.recent_bytes(), push)
             except Exception as error:
                 self.log.warning("Could not save the position in the run's log: %r.", error)
