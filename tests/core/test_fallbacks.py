@@ -198,7 +198,7 @@ def test_two_processes_at_once_submit_each_step_once(server: LocalServer) -> Non
                 return event.outcome
         raise AssertionError("no outcome")
 
-    async def both() -> tuple[list[Outcome], RunRef]:
+    async def both() -> tuple[tuple[Outcome, Outcome], RunRef]:
         target: dict[str, Any] = {
             "server_url": server.url,
             "project_name": server.project,
