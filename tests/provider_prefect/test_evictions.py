@@ -57,7 +57,7 @@ def test_an_interrupted_flow_run_completes_on_another_machine_and_keeps_its_tags
     assert state_of(flow_run.id).is_completed(), (tmp_path / "log").read_text()[-3000:]
     assert read(flow_run).tags == ["nightly"]
     until(lambda: all(run.outcome() for run in all_runs(dstack)), seconds=60)
-    assert [outcome_of(run).category for run in all_runs(dstack)] == ["spot.interrupted", None]
+    assert [outcome_of(run).category for run in all_runs(dstack)] == ["spot.interrupted", ""]
     with get_client(sync_client=True) as client:
         names = [state.name for state in client.read_flow_run_states(flow_run.id)]
     assert "AwaitingRetry" in names
