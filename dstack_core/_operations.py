@@ -46,6 +46,7 @@ from dstack_core._report.delivery import MODULE_PATH, module_upload, reports_of,
 from dstack_core._report.hold import held_on_failure
 from dstack_core._wire.api import Api
 from dstack_core._wire.attach import Approach, Route, fixed_local_ports
+from dstack_core._wire.checkpoints import with_checkpoint
 from dstack_core._wire.filling import fill_in, takes_args
 from dstack_core._wire.runs import RunSnapshot
 from dstack_core._wire.spec import check_run_name, run_spec, with_default_tags
@@ -125,6 +126,8 @@ class Operations:
         reports = _reports(loaded, options)
         name = check_run_name(run_name or loaded.name or random_run_name(loaded))
         run_marker = marker or random_marker()
+        if options.get("survive") is not None:
+            loaded = with_checkpoint(loaded, options["survive"], name, run_marker)
         wanted = planned = run_spec(loaded, options, run_name=name, marker=run_marker)
         shipment = None
         # After the line above, so that a wrong configuration is reported before anything is packed.

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+from dstack_core._wire.checkpoints import check_checkpoint
 from dstack_core._wire.http_messages import time_of
 from dstack_core.errors import ConfigurationError
 from dstack_core.models.configurations import Configuration, Task
@@ -45,6 +46,8 @@ def with_survival(
         raise ConfigurationError(
             "survive: expected no retry_policy with it, got both. Leave one of them out."
         )
+    if survive.checkpoint is not None:
+        check_checkpoint(configuration, survive.checkpoint)
     limits: dict[str, Any] = {"seconds": survive.seconds}
     if survive.times is not None:
         limits["times"] = survive.times

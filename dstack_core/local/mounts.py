@@ -4,7 +4,7 @@ There is no container, so nothing can be mounted at ``/data`` of this machine. E
 below the job's own folder, where `Workspace.local` places its path: commands find a volume below
 ``/workflow`` as ``./data`` and one below the container's home as ``~/data``. Every other path is below the
 folder in the variable ``DSTACK_LOCAL_ROOT``. It is not set on a real machine, so ``$DSTACK_LOCAL_ROOT/data``
-is right on both.
+is right on both. A path below a mount in ``DSTACK_CHECKPOINT`` is replaced by where it is here.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from dstack_core.local.errors import bad_request
 from dstack_core.local.references import UnfilledReference, fill_in
 
 ROOT_VARIABLE = "DSTACK_LOCAL_ROOT"
+CHECKPOINT_VARIABLE = "DSTACK_CHECKPOINT"
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from typing import Any
 from dstack_core.local.bodies import RemoteRepoCreds
 from dstack_core.local.checkout import apply_diff, check_out
 from dstack_core.local.fragments import DiffError
-from dstack_core.local.mounts import ROOT_VARIABLE, Mount, link
+from dstack_core.local.mounts import CHECKPOINT_VARIABLE, ROOT_VARIABLE, Mount, link
 from dstack_core.local.runs import Job, Run
 
 ADDRESS = "127.0.0.1"
@@ -169,6 +169,7 @@ class Workspace:
             "TERM": "dumb",
             **({ROOT_VARIABLE: str(self.root / "rootfs")} if self.mounts else {}),
             **variables,
+            **self._checkpoint(variables.get(CHECKPOINT_VARIABLE)),
             "DSTACK_RUN_NAME": run.name,
             "DSTACK_RUN_ID": run.id,
             "DSTACK_JOB_ID": job.latest.id,
@@ -183,6 +184,13 @@ class Workspace:
             "DSTACK_GPUS_NUM": str(gpus * len(peers)),
             name: value,
         }
+
+    def _checkpoint(self, path: str | None) -> dict[str, str]:
+        """Return where the directory of the run's checkpoints is on this machine."""
+        pure = PurePosixPath(path or "")
+        if ".." in pure.parts or not any(pure.is_relative_to(mount.path) for mount in self.mounts):
+            return {}
+        return {CHECKPOINT_VARIABLE: str(self.local(str(pure)))}
 
 
 def _unpack(archive: Path, directory: Path) -> None:

@@ -26,6 +26,10 @@ class Survive(Model):
             count.
         events: What it survives: ``"interruption"`` (the cloud took its spot machine away) and
             ``"no-capacity"`` (no machine was available, at the start or later). Default: both.
+        checkpoint: A path in one of the configuration's ``volumes``, below which the run has a directory for
+            its checkpoints, the same in each attempt. Its path is in ``$DSTACK_CHECKPOINT``; the program has
+            to create it. It is named after the run, and for a task of an engine after the task, whose later
+            tries find it, too. Default: none.
 
     Raises:
         ConfigurationError: A value is wrong.
@@ -39,6 +43,7 @@ class Survive(Model):
     duration: int | str = "24h"
     times: int | None = None
     events: Sequence[str] = SURVIVED_EVENTS
+    checkpoint: str | None = None
 
     @field_validator("duration")
     @classmethod
@@ -61,6 +66,18 @@ class Survive(Model):
             known = ", ".join(f'"{event}"' for event in SURVIVED_EVENTS)
             raise ValueError(f"expected a list of {known}, got {value!r}")
         return tuple(value)
+
+    @field_validator("checkpoint", mode="before")
+    @classmethod
+    def _check_checkpoint(cls, value: Any) -> Any:
+        if value is None:
+            return None
+        parts = [part for part in value.split("/") if part] if isinstance(value, str) else []
+        if not parts or not value.startswith("/") or ".." in parts:
+            raise ValueError(
+                f"expected an absolute path without .., such as /data/checkpoints, got {value!r}"
+            )
+        return "/" + "/".join(part for part in parts if part != ".")
 
     @property
     def seconds(self) -> int:

@@ -25,6 +25,7 @@ LAYERS: dict[str, list[set[str]]] = {
             "_fleet_wait",
             "_lineage",
             "_parameters",
+            "_setup_group",
             "_shared_polls",
             "_threads",
             "get_provider_info",
@@ -32,8 +33,8 @@ LAYERS: dict[str, list[set[str]]] = {
             "utilization_plugin",
         },
         # What a run reports, and its log.
-        {"_log_groups", "_run_reports", "_secret_sources"},
-        {"_log_relay"},
+        {"_log_groups", "_run_reports", "_secret_sources", "errors"},
+        {"_airflow_secrets", "_log_relay"},
         {
             "_doctor",
             "_git_connection",
@@ -44,15 +45,15 @@ LAYERS: dict[str, list[set[str]]] = {
             "_tags",
             "_templates",
             "_trigger_relay",
-            "errors",
         },
+        {"_resource_names"},
         # One part of a task each: its connection, its record, its submission, its result.
         {
             "_callbacks",
             "_outcome",
             "_previous_try",
             "_reap",
-            "_resource_names",
+            "_resource_verdicts",
             "_resource_waits",
             "_runs_of_tasks",
             "hooks",
@@ -64,19 +65,21 @@ LAYERS: dict[str, list[set[str]]] = {
             "_function_call",
             "_reap_fleets",
             "_remaining_log",
+            "_secret_deletion",
+            "_secret_owners",
             "_submission",
             "_task_volumes",
             "status_trigger",
             "triggers",
         },
-        {"fleet_trigger", "offer_trigger", "reaper", "service_trigger"},
+        {"_reap_secrets", "fleet_trigger", "offer_trigger", "service_trigger"},
         # A whole task: its threads, and how it is made from an operator's fields.
-        {"_task_run", "budgets"},
+        {"_task_run", "budgets", "reaper"},
         {"_from_operator", "_resumed_log"},
         # What DAGs use, and the command line.
-        {"cli", "fleet_operators", "offer_sensor", "operators", "sensors", "volumes"},
-        {"decorators", "fleet_group", "services"},
-        {"fleets"},
+        {"cli", "fleet_operators", "offer_sensor", "operators", "secret_operators", "sensors", "volumes"},
+        {"decorators", "fleet_group", "secret_group", "services"},
+        {"fleets", "project_secrets"},
     ],
     PREFECT: [
         # Plain helpers, and the programs of a machine.

@@ -44,6 +44,29 @@ def test_a_task_survives_interruptions_within_its_try(
     assert run.finished
 
 
+def test_an_attempt_continues_from_the_checkpoint_of_the_one_before(
+    dag_runner: DagRunner, server: LocalServer
+) -> None:
+    with server.client() as client:
+        client.volumes.apply({"name": "data", "backend": "aws", "region": "us-east-1", "size": "10GB"})
+        client.volumes.wait("data", timeout=60)
+    server.scenarios.interrupt_after(0.7, noticed_after=0)
+    work = (
+        'mkdir -p "$DSTACK_CHECKPOINT"; cd "$DSTACK_CHECKPOINT"; echo ran >> tries; sleep 1.5; wc -l < tries'
+    )
+    ended = dag_runner.run(
+        f"configuration=Task(commands=[{work!r}], volumes=['data:/data']), spot_policy='spot', "
+        "survive={'duration': '1h', 'checkpoint': '/data/{{ task.task_id }}'}, poll_interval=0.3"
+    )
+    assert ended.task_state == "success"
+    (run,) = server.runs
+    assert run.log[-1].strip() == "2"
+    marked = re.fullmatch(r"airflow:(.+)/1of1#[0-9a-f]{6}", run.marker)
+    assert marked is not None
+    task_id = marked[1].rpartition("/")[2]
+    assert run.configuration["env"]["DSTACK_CHECKPOINT"].startswith(f"/data/{task_id}/")
+
+
 def test_the_limit_fails_the_task_as_interrupted(
     dag_runner: DagRunner, server: LocalServer, capfd: pytest.CaptureFixture[str]
 ) -> None:

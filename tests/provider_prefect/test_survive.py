@@ -58,6 +58,29 @@ def test_a_task_survives_interruptions_within_its_execution(
     assert run.finished
 
 
+def test_another_execution_continues_from_the_checkpoint_of_the_one_before(
+    dstack: LocalServer, credentials: DstackCredentials
+) -> None:
+    with dstack.client() as client:
+        client.volumes.apply({"name": "data", "backend": "aws", "region": "us-east-1", "size": "10GB"})
+        client.volumes.wait("data", timeout=60)
+    commands = [
+        'mkdir -p "$DSTACK_CHECKPOINT"; cd "$DSTACK_CHECKPOINT"',
+        "echo ran >> tries; test $(wc -l < tries) = 2",
+    ]
+    task = {"type": "task", "commands": commands, "volumes": ["data:/data"]}
+    survive = {"checkpoint": "/data/checkpoints"}
+
+    @flow(retries=1)
+    def continued() -> Any:
+        return run_task(task, credentials=credentials, **{**OPTIONS, "survive": survive})
+
+    outcome: Any = continued()
+    assert outcome["status"] == "done"
+    assert len({run.name for run in dstack.runs}) == 2
+    assert len({run.configuration["env"]["DSTACK_CHECKPOINT"] for run in dstack.runs}) == 1
+
+
 def test_the_limit_fails_the_task_as_interrupted(dstack: LocalServer, credentials: DstackCredentials) -> None:
     dstack.scenarios.interrupt_after(0.2, times=9, noticed_after=0)
 

@@ -302,11 +302,20 @@ def test_a_machine_that_is_interrupted_is_the_same_machine_again(
     for seconds in (0, 0.5):
         dstack.scenarios.interrupt_after(seconds, noticed_after=0)
     status = inside(
-        pool, flow_run, credentials, monkeypatch, command="sleep 1", survive="1h", spot_policy="spot"
+        pool,
+        flow_run,
+        credentials,
+        monkeypatch,
+        command="sleep 1",
+        survive={"duration": "1h", "checkpoint": "/shared/checkpoints"},
+        configuration={"volumes": ["/nfs:/shared"]},
+        spot_policy="spot",
     )
     assert status == 0
     (run,) = dstack.runs
     assert run.job_reasons == (*["interrupted_by_no_capacity"] * 2, "done_by_runner")
+    owner = f"/shared/checkpoints/worker-{flow_run.id}-"
+    assert run.configuration["env"]["DSTACK_CHECKPOINT"].startswith(owner)
 
 
 def test_two_workers_at_once_submit_one_machine(dstack: LocalServer, credentials: DstackCredentials) -> None:

@@ -128,17 +128,19 @@ def task_state(ti: TaskInstanceLike) -> str | None:
 def find_task_state(ti: TaskInstanceLike) -> str | None:
     """Return the state of a task instance, ``NO_STATUS`` before it has one; None when Airflow has no such.
 
-    Blocks and raises as ``task_state`` does.
+    Without a task id, any task instance of the DAG run will do. Blocks and raises as ``task_state`` does.
     """
     from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
 
     mapped = ti.map_index is not None and ti.map_index >= 0
     states = RuntimeTaskInstance.get_task_states(
         dag_id=ti.dag_id,
-        task_ids=[ti.task_id],
+        task_ids=[ti.task_id] if ti.task_id else None,
         run_ids=[ti.run_id],
         map_index=ti.map_index if mapped else None,
     )
+    if not ti.task_id:
+        return next(map(_word, states.get(ti.run_id, {}).values()), None)
     found, key = states.get(ti.run_id, {}), f"{ti.task_id}_{ti.map_index}" if mapped else ti.task_id
     return _word(found[key]) if key in found else None
 
@@ -185,6 +187,8 @@ def database_tasks() -> Iterator[Callable[[TaskInstanceLike], TaskFacts | None]]
     with create_session() as session:
 
         def find(ti: TaskInstanceLike) -> TaskFacts | None:
+            index = -1 if ti.map_index is None else ti.map_index
+            own = (TaskInstance.task_id == ti.task_id, TaskInstance.map_index == index)
             row = session.execute(
                 select(
                     TaskInstance.state,
@@ -197,9 +201,10 @@ def database_tasks() -> Iterator[Callable[[TaskInstanceLike], TaskFacts | None]]
                 .where(
                     TaskInstance.dag_id == ti.dag_id,
                     TaskInstance.run_id == ti.run_id,
-                    TaskInstance.task_id == ti.task_id,
-                    TaskInstance.map_index == (-1 if ti.map_index is None else ti.map_index),
+                    # Without a task id, any task instance of the DAG run will do.
+                    *(own if ti.task_id else ()),
                 )
+                .limit(1)
             ).one_or_none()
             return None if row is None else TaskFacts(_word(row[0]), row[1], _word(row[2]), row[3])
 

@@ -154,6 +154,7 @@ def defer(
         callbacks=cast("list[str]", operator.callbacks or []),
         mask_env=operator.mask_env,
         secret_names=operator.secret_names(),
+        synced_sources=operator.synced_sources or {},
     )
     push_reports(context["ti"], task_run.reports.changes(), task_run.reports, operator.log)
     with suppress(Exception):

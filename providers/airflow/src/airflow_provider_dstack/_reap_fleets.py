@@ -7,7 +7,8 @@ of a DAG run whose worker or machine was gone, or that was deleted. Rules, in th
 2. Ownership is proven by the start of the DAG run, as for runs. Without that proof the fleet is left, unless
    ``stop_unknown``.
 3. A DAG run that has not ended keeps its fleets.
-4. A fleet that runs still use is left to the next pass; they are stopped first.
+4. A fleet is deleted once the runs that use it have ended: those of ended tasks are stopped before. What
+   takes longer than the pass waits is the next pass's.
 
 All questions are asked before the first deletion. Volumes are never deleted: they may hold data.
 """
@@ -18,15 +19,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from airflow_provider_dstack._names import birth_of
 from airflow_provider_dstack._resource_names import ResourceOwner
-from airflow_provider_dstack.errors import DstackError
+from airflow_provider_dstack._resource_verdicts import judge
 
 if TYPE_CHECKING:
     from airflow_provider_dstack._compat import TaskFacts, TaskInstanceLike
     from dstack_core import Client
+    from dstack_core import DstackError as CoreDstackError
 
-_ENDED = frozenset({"success", "failed"})
+# Seconds that one pass waits for the runs that use its fleets, in all. Most stopped jobs end within 10 s; a
+# busy server takes its time. A job with a longer ``stop_duration`` is left to the next pass.
+IN_USE_SECONDS = 30.0
+# With less, a slow reply would look like a run that does not end.
+_LEAST_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +62,8 @@ def reap_fleets(
     Raises dstack's server errors, and ``DstackError`` when Airflow does not answer, in both cases before
     anything is deleted. A fleet that could not be deleted is a finding, not an error.
     """
+    from dstack_core import clock
+
     owned = [
         (fleet.name, fleet.marker, owner)
         for fleet in client.fleets.list()
@@ -64,12 +71,15 @@ def reap_fleets(
         and not fleet.has_ended
         and (owner := ResourceOwner.read(fleet.marker)) is not None
     ]
-    found = [
-        (mark, _judged(name, owner, _facts(ask, owner), dry_run=dry_run, stop_unknown=stop_unknown))
-        for name, mark, owner in owned
-    ]
+    found = []
+    for name, mark, owner in owned:
+        verdict = judge(owner, ask, kind="fleet", stop_unknown=stop_unknown)
+        action: Any = "left" if not verdict.deletes else "would delete" if dry_run else "deleted"
+        found.append((mark, FleetFinding(name, str(owner), verdict.state, action, verdict.reason)))
+    end = clock.monotonic() + IN_USE_SECONDS
     findings = [
-        _delete(client, mark, finding) if finding.action == "deleted" else finding for mark, finding in found
+        _delete(client, mark, finding, end - clock.monotonic()) if finding.action == "deleted" else finding
+        for mark, finding in found
     ]
     for finding in findings:
         log.info("%s", describe_fleet(finding))
@@ -95,47 +105,27 @@ def fleet_failure(findings: Sequence[FleetFinding]) -> str | None:
     )
 
 
-def _facts(ask: Callable[[TaskInstanceLike], TaskFacts | None], owner: ResourceOwner) -> TaskFacts | None:
-    try:
-        return ask(owner)
-    except Exception as error:
-        raise DstackError(
-            f"Airflow: expected the state of task instance {owner}, got {type(error).__name__}: {error}. "
-            "No fleet was deleted. Reap again when Airflow answers."
-        ) from error
-
-
-def _judged(
-    name: str, owner: ResourceOwner, facts: TaskFacts | None, *, dry_run: bool, stop_unknown: bool
-) -> FleetFinding:
-    state = "unknown" if facts is None else facts.dag_run_state
-    left = FleetFinding(name, str(owner), state, "left", "its DAG run has not ended")
-    reason = "its DAG run has ended"
-    if facts is not None and facts.dag_run_state not in _ENDED:
-        return left
-    if facts is None or birth_of(facts.dag_run_started_at) != owner.born:
-        reason = (
-            "this Airflow has no such task instance"
-            if facts is None
-            else "its DAG run has another start: it was cleared since, or it is another Airflow's"
-        )
-        if not stop_unknown:
-            return replace(left, reason=reason)
-    return replace(left, action="would delete" if dry_run else "deleted", reason=reason)
-
-
-def _delete(client: Client, mark: str | None, finding: FleetFinding) -> FleetFinding:
+def _delete(client: Client, mark: str | None, finding: FleetFinding, seconds: float) -> FleetFinding:
+    """Delete a fleet; wait at most so long for the end of runs that use it."""
     from dstack_core import DstackError as CoreError
-    from dstack_core import RequestRejectedError, ResourceNameTakenError
+    from dstack_core import RequestRejectedError, ResourceNameTakenError, WaitTimeoutError
 
+    in_use = replace(finding, action="left", reason="runs still use it; the next pass deletes it")
     try:
-        client.fleets.delete(finding.fleet_name, marker=mark)
+        if seconds > _LEAST_SECONDS:
+            client.fleets.delete(finding.fleet_name, marker=mark, wait_for_runs=True, timeout=seconds)
+        else:
+            client.fleets.delete(finding.fleet_name, marker=mark)
     except ResourceNameTakenError:
         return replace(finding, action="left", reason="it was deleted meanwhile")
+    except WaitTimeoutError:
+        return in_use
     except RequestRejectedError as error:
-        if "in use" in error.message:
-            return replace(finding, action="left", reason="runs still use it; the next pass deletes it")
-        return replace(finding, action="not deleted", reason=error.message)
+        return in_use if "in use" in error.message else _not_deleted(finding, error)
     except CoreError as error:
-        return replace(finding, action="not deleted", reason=error.message)
+        return _not_deleted(finding, error)
     return finding
+
+
+def _not_deleted(finding: FleetFinding, error: CoreDstackError) -> FleetFinding:
+    return replace(finding, action="not deleted", reason=error.message)

@@ -17,7 +17,7 @@ from airflow_provider_dstack._names import birth_of
 if TYPE_CHECKING:
     from airflow_provider_dstack._compat import Context
 
-Kind = Literal["fleet", "volume"]
+Kind = Literal["fleet", "volume", "secret"]
 
 _MARK = re.compile(
     r"airflow:(?P<dag>[^/]+)/(?P<run>.+)/(?P<task>[^/\[]+)(?:\[(?P<index>\d+)\])?"

@@ -70,6 +70,9 @@ class TemplatedModels(BaseOperator):
     mask_env: MaskEnv = "secrets"
     # The field that is being rendered.
     _field: str = ""
+    # The templates of the project secrets upstream, and what they gave.
+    synced_sources: dict[str, str] | None = None
+    _synced_values: list[str] | None = None
     # The variables whose templates read a secret of Airflow's.
     _from_secrets: frozenset[str] = frozenset()
 
@@ -79,12 +82,21 @@ class TemplatedModels(BaseOperator):
 
         env = getattr(self, "env", None)
         yield from secrets_in(self.configuration, env, self.mask_env, self.secret_names())
+        yield from self._project_secrets()
 
     def secret_names(self) -> list[str]:
         """Return the variables that are masked whatever their names look like."""
         from airflow_provider_dstack._secret_sources import secret_names
 
         return secret_names(self.configuration, getattr(self, "env", None), self._from_secrets)
+
+    def _project_secrets(self) -> list[str]:
+        from airflow_provider_dstack._airflow_secrets import sources_upstream, values_to_mask
+
+        if self._synced_values is None:
+            self.synced_sources = sources_upstream(self)
+            self._synced_values = values_to_mask(self.synced_sources, self.log)
+        return self._synced_values
 
     def resolve_template_files(self) -> None:
         """Read the configuration's file, as Airflow does when it parses the DAG; no other field names one."""

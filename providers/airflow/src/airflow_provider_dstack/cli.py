@@ -24,13 +24,14 @@ from airflow.utils.cli import action_cli, suppress_logs_and_warning
 if TYPE_CHECKING:
     from airflow_provider_dstack._reap import Finding
     from airflow_provider_dstack._reap_fleets import FleetFinding
+    from airflow_provider_dstack._reap_secrets import SecretFinding
 
 _log = logging.getLogger(__name__)
 
 _REAP = """\
 List the active dstack runs of Airflow tasks, and stop those whose task has ended. Left alone are runs of
 tasks that have not ended, of other Airflows, with on_kill_action="keep", and services whose task succeeded.
-Fleets of Airflow tasks are deleted once their DAG run has ended.
+Fleets and project secrets of Airflow tasks are deleted once their DAG run has ended.
 Reads Airflow's database: run it where the scheduler or the API server runs. Try --dry-run first."""
 _DOCTOR = """\
 Check each step from this machine to a container of dstack (connection, network, TLS, version, clocks, token,
@@ -194,7 +195,7 @@ def reap(args: Namespace) -> None:
     from airflow_provider_dstack._compat import AirflowException, database_tasks
     from airflow_provider_dstack._reap import ReapOptions, failure
     from airflow_provider_dstack._reap import reap as find_and_stop
-    from airflow_provider_dstack._reap_fleets import fleet_failure, reap_fleets
+    from airflow_provider_dstack._reap_secrets import reap_resources, resource_failures
     from dstack_core import DstackError as CoreError
 
     if not args.min_age >= 0:
@@ -203,7 +204,9 @@ def reap(args: Namespace) -> None:
     try:
         with database_tasks() as ask, ServerHook(args.conn_id, args.project).client() as client:
             findings = find_and_stop(client, ask, options, log=_log)
-            fleets = reap_fleets(client, ask, dry_run=args.dry_run, stop_unknown=args.stop_unknown, log=_log)
+            resources = reap_resources(
+                client, ask, dry_run=args.dry_run, stop_unknown=args.stop_unknown, log=_log
+            )
             project = client.project
     except CoreError as error:
         raise SystemExit(error.message) from None
@@ -214,24 +217,29 @@ def reap(args: Namespace) -> None:
             f"Airflow's database: expected an answer, got {error}. No run was stopped. Run this command "
             "where Airflow's scheduler or API server runs."
         ) from None
-    _print(findings, fleets, project, args.output)
-    problems = [one for one in (failure(findings), fleet_failure(fleets)) if one is not None]
-    if problems:
-        raise SystemExit(" ".join(problems))
+    _print(findings, resources, project, args.output)
+    problems = [failure(findings) or "", *resource_failures(resources)]
+    if any(problems):
+        raise SystemExit(" ".join(filter(None, problems)))
 
 
-def _print(findings: Sequence[Finding], fleets: Sequence[FleetFinding], project: str, output: str) -> None:
+def _print(
+    findings: Sequence[Finding],
+    resources: Sequence[FleetFinding | SecretFinding],
+    project: str,
+    output: str,
+) -> None:
     from airflow.cli.simple_table import AirflowConsole
 
     from airflow_provider_dstack._reap import describe, summary
-    from airflow_provider_dstack._reap_fleets import describe_fleet
+    from airflow_provider_dstack._reap_secrets import describe_resource
 
     if output == "text":
         # A console would wrap the lines, so that no page could be copied.
-        lines = [*map(describe, findings), *map(describe_fleet, fleets), summary(findings, project)]
+        lines = [*map(describe, findings), *map(describe_resource, resources), summary(findings, project)]
         sys.stdout.write("".join(f"{line}\n" for line in lines))
     else:
-        AirflowConsole().print_as(data=[*map(asdict, findings), *map(asdict, fleets)], output=output)
+        AirflowConsole().print_as(data=[*map(asdict, findings), *map(asdict, resources)], output=output)
 
 
 def _option(*flags: str, **kwargs: Any) -> Arg:

@@ -6,18 +6,16 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from airflow.sdk import TaskGroup
-
+from airflow_provider_dstack._setup_group import GROUP_OPTIONS, SetupGroup
 from airflow_provider_dstack.fleet_operators import DstackDeleteFleetOperator, DstackFleetOperator
 
 if TYPE_CHECKING:
     from dstack_core import FleetConfiguration
 
-_GROUP_OPTIONS = ("tooltip", "ui_color", "ui_fgcolor", "prefix_group_id", "parent_group", "default_args")
 _FILES = (".yml", ".yaml")
 
 
-class DstackFleetGroup(TaskGroup):
+class DstackFleetGroup(SetupGroup):
     """A task group with a setup task that creates a fleet, and a teardown task that deletes it.
 
     Made by ``dstack_fleet``.
@@ -59,19 +57,6 @@ class DstackFleetGroup(TaskGroup):
     def name(self) -> str:
         """The template of the fleet's name."""
         return f"{{{{ ti.xcom_pull(task_ids={self.create.task_id!r}) }}}}"
-
-    def __enter__(self) -> DstackFleetGroup:
-        """Begin the group: tasks that are made from here on run after ``create`` and before ``delete``."""
-        super().__enter__()
-        if hasattr(self, "delete") and self.delete.is_teardown:
-            self.delete.__enter__()  # type: ignore[no-untyped-call]
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        """End the group."""
-        if hasattr(self, "delete") and self.delete.is_teardown:
-            self.delete.__exit__(*error)  # type: ignore[no-untyped-call]
-        super().__exit__(*error)  # type: ignore[no-untyped-call]
 
 
 def dstack_fleet(
@@ -115,5 +100,5 @@ def dstack_fleet(
         )
     else:
         configuration = fleet
-    group = {name: kwargs.pop(name) for name in _GROUP_OPTIONS if name in kwargs}
+    group = {name: kwargs.pop(name) for name in GROUP_OPTIONS if name in kwargs}
     return DstackFleetGroup(str(group_id), {"configuration": configuration, **kwargs}, **group)

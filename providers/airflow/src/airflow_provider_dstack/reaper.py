@@ -19,20 +19,21 @@ _TICK_SECONDS = 0.2
 
 
 class DstackReapOperator(BaseOperator):
-    """An operator that stops runs whose task has ended, deletes fleets whose DAG run has, and returns both.
+    """An operator that stops runs whose task has ended, deletes what their DAG run left, and returns both.
 
     Meant for a maintenance DAG on a schedule. It lists the active runs of the project, asks Airflow about
     the task instance of each, and stops the runs of those that have ended. Runs of tasks that have not ended,
-    of other Airflows and of anything else are left alone. Fleets that ``DstackFleetOperator`` created are
-    deleted once their DAG run has ended. Volumes are never deleted.
+    of other Airflows and of anything else are left alone. Fleets that ``DstackFleetOperator`` created, and
+    secrets that ``DstackSecretsOperator`` set, are deleted once their DAG run has ended. Volumes are never
+    deleted.
 
     Args:
         dry_run: Report what would be stopped, and stop nothing. Default False.
         min_age: Seconds that a task must have ended before its run is stopped, because a task stops its run
             itself. When a run is found, the task waits that long and checks again. Default 60.
-        stop_unknown: Also stop runs, and delete fleets, of task instances that this Airflow does not know, or
-            whose DAG run was cleared after it had ended. They may be another Airflow's that shares the
-            project. Default False.
+        stop_unknown: Also stop runs, and delete fleets and secrets, of task instances that this Airflow does
+            not know, or whose DAG run was cleared after it had ended. They may be another Airflow's that
+            shares the project. Default False.
         stop_services: Also stop services whose task succeeded, once their DAG run has ended. Default False.
         dstack_conn_id: The connection of type ``dstack``. Default ``dstack_default``.
         project_name: Replaces the connection's project. Default: the connection's.
@@ -43,7 +44,9 @@ class DstackReapOperator(BaseOperator):
         ``task_instance`` (``dag/run/task[map_index]``), ``try_number``, ``state``, ``action`` (``"stopped"``,
         ``"would stop"``, ``"left"`` or ``"not stopped"``) and ``reason``. Then one for each fleet of an
         Airflow task: ``fleet_name``, ``task_instance``, ``state`` (of the DAG run), ``action``
-        (``"deleted"``, ``"would delete"``, ``"left"`` or ``"not deleted"``) and ``reason``.
+        (``"deleted"``, ``"would delete"``, ``"left"`` or ``"not deleted"``) and ``reason``. Then one for each
+        project secret of a DAG run: ``secret_name``, ``dag_run`` (``dag/run``), ``state``, ``action`` and
+        ``reason``, likewise.
 
     Raises:
         AirflowFailException: The connection is wrong.
@@ -86,7 +89,7 @@ class DstackReapOperator(BaseOperator):
         from airflow_provider_dstack._compat import worker_task
         from airflow_provider_dstack._outcome import as_airflow_error
         from airflow_provider_dstack._reap import ReapOptions, failure, reap, summary
-        from airflow_provider_dstack._reap_fleets import fleet_failure, reap_fleets
+        from airflow_provider_dstack._reap_secrets import reap_resources, resource_failures
         from dstack_core import DstackError as CoreError
 
         options = ReapOptions(self._dry_run, self.min_age, self.stop_unknown, self.stop_services)
@@ -94,7 +97,7 @@ class DstackReapOperator(BaseOperator):
             with self.hook().client() as client:
                 findings = reap(client, worker_task, options, log=self.log, pause=self._pause)
                 self.log.info("%s", summary(findings, client.project))
-                fleets = reap_fleets(
+                resources = reap_resources(
                     client,
                     worker_task,
                     dry_run=options.dry_run,
@@ -103,10 +106,10 @@ class DstackReapOperator(BaseOperator):
                 )
         except CoreError as error:
             raise as_airflow_error(error, submitted=False) from error
-        problems = [one for one in (failure(findings), fleet_failure(fleets)) if one is not None]
-        if problems:
-            raise DstackError(" ".join(problems))
-        return [*map(asdict, findings), *map(asdict, fleets)]
+        problems = [failure(findings) or "", *resource_failures(resources)]
+        if any(problems):
+            raise DstackError(" ".join(filter(None, problems)))
+        return [*map(asdict, findings), *map(asdict, resources)]
 
     def on_kill(self) -> None:
         """End the wait for the second check; nothing is stopped then."""

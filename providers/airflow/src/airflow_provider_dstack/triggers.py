@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
+from airflow_provider_dstack._airflow_secrets import values_to_mask
 from airflow_provider_dstack._callbacks import load_what_can_be, new_notifier
 from airflow_provider_dstack._compat import trigger_has_on_kill
 from airflow_provider_dstack._log_groups import LogGroups
@@ -96,6 +97,7 @@ class DstackRunTrigger(BaseTrigger):
         mask_env: As for ``DstackRunOperator``. Default ``"secrets"``.
         secret_names: The variables of the run's environment that Airflow keeps the values of as secrets;
             their names, not their values. Default: none.
+        synced_sources: The templates of the project secrets that the run may print. Default: none.
 
     Source: Airflow documentation, "Deferrable Operators & Triggers".
     """
@@ -127,6 +129,7 @@ class DstackRunTrigger(BaseTrigger):
         callbacks: Sequence[str] = (),
         mask_env: MaskEnv = "secrets",
         secret_names: Sequence[str] = (),
+        synced_sources: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # Airflow's is untyped
         self.dstack_conn_id = dstack_conn_id
@@ -153,11 +156,13 @@ class DstackRunTrigger(BaseTrigger):
         self.callbacks = list(callbacks)
         self.mask_env = mask_env
         self.secret_names = list(secret_names)
+        self.synced_sources = dict(synced_sources or {})
         self._fired = False
         self._last_save: asyncio.Future[None] | None = None
         self._last_save_seconds = _SAVE_LAST_SECONDS
         self._kill_arguments: dict[str, Any] | None = None
-        self._token: str | None = None
+        # The token, and the values of project secrets.
+        self._hidden: list[str] = []
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Return the class path and the arguments to make this trigger again in another process."""
@@ -188,6 +193,7 @@ class DstackRunTrigger(BaseTrigger):
                 "callbacks": self.callbacks,
                 "mask_env": self.mask_env,
                 "secret_names": self.secret_names,
+                "synced_sources": self.synced_sources,
             },
         )
 
@@ -346,7 +352,7 @@ class DstackRunTrigger(BaseTrigger):
                     "Could not read the position in the run's log (%r). Log lines may repeat.", error
                 )
         hook = DstackHook(self.dstack_conn_id, self.project_name)
-        self._token = hook.token
+        self._hidden = [hook.token, *values_to_mask(self.synced_sources, self.log)]
         # Thousands of triggers that wait need no client for that yet.
         self._kill_arguments = hook.client_arguments()
         client = hook.async_client(retry_budget=self.retry_budget)
@@ -374,7 +380,7 @@ class DstackRunTrigger(BaseTrigger):
             # Airflow keeps every secret that it masks: in a triggerer they would pile up.
             secrets=collect_secrets(
                 env=run.env,
-                others=[self._token],
+                others=self._hidden,
                 mask_env=self.mask_env,
                 secret_names=self.secret_names,
             ),
