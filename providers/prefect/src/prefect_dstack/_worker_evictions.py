@@ -22,6 +22,7 @@ from prefect_dstack.credentials import PATIENT_TIMEOUT
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import PrefectClient
+    from prefect.client.schemas import OrchestrationResult
     from prefect.client.schemas.objects import FlowRun
 
     from dstack_core import AsyncClient, AsyncRun, Outcome
@@ -38,7 +39,9 @@ async def reschedule(api: PrefectClient, flow_run_id: UUID, outcome: Outcome, lo
     """Schedule the flow run of an interrupted machine again; return whether Prefect accepted that."""
     message = f"The machine of run {outcome.run_name} was interrupted."
     try:
-        result = await api.set_flow_run_state(flow_run_id, AwaitingRetry(message=message))
+        result: OrchestrationResult[Any] = await api.set_flow_run_state(
+            flow_run_id, AwaitingRetry(message=message)
+        )
     except Exception as error:
         logger.warning("Could not schedule the flow run again: %s", error)
         return False
