@@ -2,7 +2,7 @@
 
 The problem: a machine that is interrupted takes its flow run with it, and Prefect would mark it as Crashed.
 And a flow run is handed out again as soon as it is scheduled, while its first machine is still ending: a
-worker that looks for the flow run's machine would find that one.
+worker that asks for the flow run's machine would get that one.
 
 The idea: a flow run of an interrupted machine is scheduled again, as Prefect does it for a SIGTERM, and keeps
 its id, its parameters and its tags. The next execution waits for the end of the machines of earlier ones.
