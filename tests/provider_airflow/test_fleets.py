@@ -22,7 +22,7 @@ from airflow_provider_dstack.fleet_trigger import DstackFleetTrigger
 from airflow_provider_dstack.fleets import DstackDeleteFleetOperator, DstackFleetOperator, dstack_fleet
 from dstack_core import Client, FleetConfiguration
 from dstack_core.local import LocalServer
-from tests.provider_airflow.support import DagRunner, connection_json, paths
+from tests.provider_airflow.support import DagRunner, connection_json, paths, wait_for
 from tests.provider_airflow.tries import STARTED
 
 RUN = "DstackRunOperator(task_id={!r}, configuration={!r}, poll_interval=0.2)"
@@ -320,6 +320,25 @@ def test_the_reaper_deletes_the_fleets_of_dag_runs_that_have_ended(
     assert (found.fleet_name, found.task_instance, found.action) == (name, "etl/r/create", action)
     kept = {fleet.name for fleet in client.fleets.list() if not fleet.is_terminating}
     assert kept == ({"own"} if action == "deleted" else {"own", name})
+
+
+def test_the_reaper_deletes_a_fleet_once_the_runs_that_it_stopped_have_ended(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    how: dict[str, Any] = {"dry_run": False, "stop_unknown": False, "log": logging.getLogger("reap")}
+    facts = TaskFacts("success", None, "failed", STARTED)
+    name = create().execute(context_of())
+    task = {"type": "task", "commands": ["trap '' INT; sleep 600"], "fleets": [name]}
+    run = client.runs.submit(task, run_name="using")
+    wait_for("running run", lambda: run.refresh().raw_status == "running")
+    monkeypatch.setattr("airflow_provider_dstack._reap_fleets.IN_USE_SECONDS", 0.2)
+    (found,) = reap_fleets(client, lambda task: facts, **how)
+    assert (found.action, found.reason) == ("left", "runs still use it; the next pass deletes it")
+    monkeypatch.setattr("airflow_provider_dstack._reap_fleets.IN_USE_SECONDS", 30.0)
+    run.stop()
+    (found,) = reap_fleets(client, lambda task: facts, **how)
+    assert found.action == "deleted"
+    assert all(fleet.is_terminating for fleet in client.fleets.list())
 
 
 def test_the_reaper_reports_what_it_could_not_delete(server: LocalServer, client: Client) -> None:

@@ -354,6 +354,21 @@ def test_the_reaper_deletes_the_fleet_of_a_flow_run_that_has_ended(
     assert fleets(dstack) == {}
 
 
+@pytest.mark.parametrize("make", [Crashed, Cancelled, Completed])
+def test_a_task_run_of_a_killed_process_keeps_no_fleet(
+    make: Callable[[], State[Any]], dstack: LocalServer, credentials: DstackCredentials
+) -> None:
+    owner = in_state(Running())
+    fleet_of(dstack, owner)
+    with get_client(sync_client=True) as client:
+        client.create_task_run(run_task, owner.id, dynamic_key="0", state=Running())
+        client.set_flow_run_state(owner.id, make(), force=True)
+    (finding,) = reap(credentials, min_age=0)
+    # A flow may return before its submitted tasks.
+    assert finding["stopped"] == (make is not Completed), finding["reason"]
+    assert bool(fleets(dstack)) == (make is Completed)
+
+
 def test_the_reaper_leaves_fleets_that_are_needed_and_those_of_others(
     dstack: LocalServer, credentials: DstackCredentials
 ) -> None:

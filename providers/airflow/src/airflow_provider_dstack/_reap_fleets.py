@@ -7,7 +7,8 @@ of a DAG run whose worker or machine was gone, or that was deleted. Rules, in th
 2. Ownership is proven by the start of the DAG run, as for runs. Without that proof the fleet is left, unless
    ``stop_unknown``.
 3. A DAG run that has not ended keeps its fleets.
-4. A fleet that runs still use is left to the next pass; they are stopped first.
+4. A fleet is deleted once the runs that use it have ended: those of ended tasks are stopped before. What
+   takes longer than the pass waits is the next pass's.
 
 All questions are asked before the first deletion. Volumes are never deleted: they may hold data.
 """
@@ -24,6 +25,13 @@ from airflow_provider_dstack._resource_verdicts import judge
 if TYPE_CHECKING:
     from airflow_provider_dstack._compat import TaskFacts, TaskInstanceLike
     from dstack_core import Client
+    from dstack_core import DstackError as CoreDstackError
+
+# Seconds that one pass waits for the runs that use its fleets, in all. Most stopped jobs end within 10 s; a
+# busy server takes its time. A job with a longer ``stop_duration`` is left to the next pass.
+IN_USE_SECONDS = 30.0
+# With less, a slow reply would look like a run that does not end.
+_LEAST_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +62,8 @@ def reap_fleets(
     Raises dstack's server errors, and ``DstackError`` when Airflow does not answer, in both cases before
     anything is deleted. A fleet that could not be deleted is a finding, not an error.
     """
+    from dstack_core import clock
+
     owned = [
         (fleet.name, fleet.marker, owner)
         for fleet in client.fleets.list()
@@ -66,8 +76,10 @@ def reap_fleets(
         verdict = judge(owner, ask, kind="fleet", stop_unknown=stop_unknown)
         action: Any = "left" if not verdict.deletes else "would delete" if dry_run else "deleted"
         found.append((mark, FleetFinding(name, str(owner), verdict.state, action, verdict.reason)))
+    end = clock.monotonic() + IN_USE_SECONDS
     findings = [
-        _delete(client, mark, finding) if finding.action == "deleted" else finding for mark, finding in found
+        _delete(client, mark, finding, end - clock.monotonic()) if finding.action == "deleted" else finding
+        for mark, finding in found
     ]
     for finding in findings:
         log.info("%s", describe_fleet(finding))
@@ -93,18 +105,27 @@ def fleet_failure(findings: Sequence[FleetFinding]) -> str | None:
     )
 
 
-def _delete(client: Client, mark: str | None, finding: FleetFinding) -> FleetFinding:
+def _delete(client: Client, mark: str | None, finding: FleetFinding, seconds: float) -> FleetFinding:
+    """Delete a fleet; wait at most so long for the end of runs that use it."""
     from dstack_core import DstackError as CoreError
-    from dstack_core import RequestRejectedError, ResourceNameTakenError
+    from dstack_core import RequestRejectedError, ResourceNameTakenError, WaitTimeoutError
 
+    in_use = replace(finding, action="left", reason="runs still use it; the next pass deletes it")
     try:
-        client.fleets.delete(finding.fleet_name, marker=mark)
+        if seconds > _LEAST_SECONDS:
+            client.fleets.delete(finding.fleet_name, marker=mark, wait_for_runs=True, timeout=seconds)
+        else:
+            client.fleets.delete(finding.fleet_name, marker=mark)
     except ResourceNameTakenError:
         return replace(finding, action="left", reason="it was deleted meanwhile")
+    except WaitTimeoutError:
+        return in_use
     except RequestRejectedError as error:
-        if "in use" in error.message:
-            return replace(finding, action="left", reason="runs still use it; the next pass deletes it")
-        return replace(finding, action="not deleted", reason=error.message)
+        return in_use if "in use" in error.message else _not_deleted(finding, error)
     except CoreError as error:
-        return replace(finding, action="not deleted", reason=error.message)
+        return _not_deleted(finding, error)
     return finding
+
+
+def _not_deleted(finding: FleetFinding, error: CoreDstackError) -> FleetFinding:
+    return replace(finding, action="not deleted", reason=error.message)

@@ -95,11 +95,7 @@ class Judge:
             and not self._was_cancelled(kind, owner_id, state)
         ):
             return False, 'it was submitted with on_crash="keep"'
-        if (
-            (state.is_completed() or state.is_failed())
-            and kind == "flow_run"
-            and self.is_waited_for(owner_id)
-        ):
+        if kind == "flow_run" and self.lets_tasks_finish(owner_id, state):
             if not has_lost_its_follower(self._api, run.id, _age(state)):
                 return False, "a task of its flow run still runs"
             return True, "its flow run has ended, and no process follows it"
@@ -134,8 +130,14 @@ class Judge:
         except ObjectNotFound:
             return False
 
-    def is_waited_for(self, flow_run_id: str) -> bool:
-        """Whether the flow returned before its submitted tasks, which Prefect lets finish."""
+    def lets_tasks_finish(self, flow_run_id: str, state: State[Any] | None) -> bool:
+        """Whether the flow returned before its submitted tasks, which Prefect lets finish.
+
+        A flow run that crashed or was cancelled has no process; task runs that a killed process leaves stay
+        Running.
+        """
+        if state is None or not (state.is_completed() or state.is_failed()):
+            return False
         from prefect.client.schemas.filters import (
             FlowRunFilter,
             FlowRunFilterId,

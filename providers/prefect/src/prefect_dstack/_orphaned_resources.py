@@ -59,20 +59,23 @@ def reap_resources(
 
     ``runs`` are the findings about active runs. Raises the server errors of the list of fleets.
     """
+    runs = list(runs)
     left = {found.owner: found.run_name for found in runs if not found.stopped}
+    # A flow run whose runs were stopped has no process that still needs a fleet.
+    lost = {found.owner for found in runs if found.stopped}
     found = []
     for fleet in _present(client):
         kind, owner_id = owner_of(fleet.marker) or ("", "")
         if kind not in _KINDS:
             continue
-        finding = _judged(client, fleet.name, judge, kind, owner_id, left)
+        finding = _judged(client, fleet.name, judge, kind, owner_id, left, lost)
         if finding.stopped and not dry_run:
             finding = _deleted(client, fleet, finding)
         found.append((fleet.id, finding))
     for name in _secret_names(client):
         kind, owner_id = owner_of_secret(name) or ("", "")
         if kind in _KINDS:
-            finding = _judged(client, name, judge, kind, owner_id, left, what="secret")
+            finding = _judged(client, name, judge, kind, owner_id, left, lost, what="secret")
             if finding.stopped and not dry_run:
                 client.secrets.delete(name)
             found.append((name, finding))
@@ -86,6 +89,7 @@ def _judged(
     kind: str,
     owner_id: str,
     left: dict[str, str],
+    lost: Collection[str],
     *,
     what: str = "fleet",
 ) -> Finding:
@@ -94,7 +98,7 @@ def _judged(
     owner = f"{kind}/{owner_id}"
     if deleted and owner in left:
         deleted, reason = False, f"run {left[owner]} of its {kind.replace('_', ' ')} is left"
-    elif deleted and kind == "flow_run" and judge.is_waited_for(owner_id):
+    elif deleted and kind == "flow_run" and owner not in lost and judge.lets_tasks_finish(owner_id, state):
         deleted, reason = False, "a task of its flow run still runs"
     name = UNKNOWN_STATE if state is None else str(state.name)
     return Finding(resource, client.run_url(), owner, name, deleted, reason, kind=what)
