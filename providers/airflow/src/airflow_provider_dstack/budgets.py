@@ -13,7 +13,6 @@ if TYPE_CHECKING:
 
 WhenSpent: TypeAlias = Literal["fail", "skip"]
 _WHEN_SPENT = ("fail", "skip")
-_APPROVE = "approve"
 
 
 class DstackBudgetOperator(BaseOperator):
@@ -113,9 +112,9 @@ class DstackBudget:
         approval: Mapping[str, Any] | None = None,
     ) -> None:
         self.max_cost = max_cost
-        self.when_spent = one_of("when_spent", when_spent, (*_WHEN_SPENT, _APPROVE))
+        self.when_spent = one_of("when_spent", when_spent, (*_WHEN_SPENT, "approve"))
         self.approval = dict(approval or {})
-        if self.approval and when_spent != _APPROVE:
+        if self.approval and when_spent != "approve":
             raise ValueError(f'approval: expected when_spent="approve" with it, got {when_spent!r}.')
 
     def covers(self, *tasks: Any) -> list[BaseOperator]:
@@ -145,7 +144,7 @@ class DstackBudget:
         return checks
 
     def _check(self, **arguments: Any) -> BaseOperator:
-        if self.when_spent != _APPROVE:
+        if self.when_spent != "approve":
             return DstackBudgetOperator(when_spent=self.when_spent, **arguments)
         # Only here: DAG files that ask nobody do not import Airflow's operators for it.
         from airflow_provider_dstack.budget_approval import DstackBudgetApprovalOperator
