@@ -35,7 +35,7 @@ class DstackBudgetApprovalOperator(ApprovalOperator):
     Raises:
         AirflowFailException: An amount or the connection is wrong.
         DstackServerUnreachable: The dstack server did not answer.
-        HITLTimeoutError: Nobody chose within ``response_timeout``.
+        HITLTimeoutError: No response came within ``response_timeout``.
         HITLRejectException: The run was rejected, with ``fail_on_reject``.
 
     Example:
