@@ -146,7 +146,7 @@ class DstackBudget:
     def _check(self, **arguments: Any) -> BaseOperator:
         if self.when_spent != "approve":
             return DstackBudgetOperator(when_spent=self.when_spent, **arguments)
-        # Only here: DAG files that ask nobody do not import Airflow's operators for it.
+        # Only here: a DAG file without approvals does not import Airflow's operators for them.
         from airflow_provider_dstack.budget_approval import DstackBudgetApprovalOperator
 
         return DstackBudgetApprovalOperator(**{**self.approval, **arguments})
