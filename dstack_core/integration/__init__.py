@@ -18,6 +18,8 @@ from dstack_core.integration.callbacks import CallbackNotifier
 from dstack_core.integration.command_line import COMMAND_RETRY_SECONDS, TextStyle, command_limits
 from dstack_core.integration.doctor import examine
 from dstack_core.integration.doctor_network import Finding, describe_finding
+from dstack_core.integration.fallbacks import Fallbacks, step_ref
+from dstack_core.integration.follow_steps import afollow_steps, anewest_step, follow_steps, newest_step
 from dstack_core.integration.masking import (
     RESULT_WARNING,
     Masker,
@@ -108,6 +110,7 @@ __all__ = [
     "BudgetState",
     "CallbackNotifier",
     "FailureCategory",
+    "Fallbacks",
     "Finding",
     "FunctionCall",
     "Hold",
@@ -122,6 +125,8 @@ __all__ = [
     "StopState",
     "TextStyle",
     "achoose_attempt",
+    "afollow_steps",
+    "anewest_step",
     "aread_budget",
     "astop_run",
     "category_of",
@@ -151,6 +156,7 @@ __all__ = [
     "describe_utilization",
     "env_names",
     "examine",
+    "follow_steps",
     "format_duration",
     "format_price",
     "format_usd",
@@ -165,6 +171,7 @@ __all__ = [
     "mask_progress",
     "mask_result",
     "mask_value",
+    "newest_step",
     "outcome_dict",
     "outcome_rows",
     "outcome_table",
@@ -183,6 +190,7 @@ __all__ = [
     "show_findings",
     "show_runs",
     "slug",
+    "step_ref",
     "stop_run",
     "tag_value",
     "trace_env",

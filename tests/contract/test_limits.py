@@ -6,6 +6,7 @@ import uuid
 from decimal import Decimal
 
 import dstack_core as dstack
+from dstack_core.integration import Attempt, Fallbacks, RunRef, follow_steps, newest_step, step_ref
 from tests.contract.conftest import Target
 
 
@@ -28,6 +29,32 @@ def test_a_run_that_survives_is_a_plain_run_where_nothing_is_lost(
     outcome = end_of(target, run)
     assert outcome.status == dstack.RunStatus.DONE
     assert [each.number for each in outcome.attempts] == [1]
+
+
+def test_a_job_falls_back_to_a_run_of_its_own_and_any_process_finds_it(
+    client: dstack.Client, target: Target
+) -> None:
+    ref = RunRef(f"steps-{uuid.uuid4().hex[:8]}", f"contract:{uuid.uuid4().hex}/1")
+    fallbacks = Fallbacks([{"env": {"STEP": "two"}}], on_exit={3: "next"})
+    task = target.task('echo "step ${STEP:-one}"; test "$STEP" = two || exit 3')
+    for _ in range(2):
+        lines: list[str] = []
+        last: dstack.Event | None = None
+        for last in follow_steps(client, task, Attempt(ref), fallbacks, poll_interval=target.poll_interval):
+            found = last.lines if isinstance(last, dstack.LogLines) else ()
+            # A real runner's shell also writes "exit".
+            lines += [line for line in found if line.startswith("step")]
+        assert isinstance(last, dstack.RunFinished)
+        outcome = last.outcome
+        if target.release < (0, 19, 9):
+            # It reports no exit status.
+            assert (outcome.status, outcome.run_name) == (dstack.RunStatus.FAILED, ref.name)
+            assert newest_step(client, ref, fallbacks) == ref
+            return
+        assert (outcome.status, outcome.run_name) == (dstack.RunStatus.DONE, f"{ref.name}-s2")
+        assert [each.exit_status for each in outcome.attempts][:1] == [3]
+        assert lines == ["step one", "step two"]
+    assert newest_step(client, ref, fallbacks) == step_ref(ref, 2)
 
 
 def test_a_retry_policy_names_its_events(client: dstack.Client, target: Target) -> None:

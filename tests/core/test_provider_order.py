@@ -106,7 +106,7 @@ LAYERS: dict[str, list[set[str]]] = {
         {"_judge", "_owned_fleets", "_owned_volumes", "_submission", "flow_future"},
         # The blocks, and the clients made of them.
         {"cache", "credentials"},
-        {"_orphaned_resources", "_stop", "_worker_variables"},
+        {"_orphaned_resources", "_stop", "_worker_evictions", "_worker_variables"},
         # One execution, and the dstack run of a worker's flow run.
         {"_job", "_orphaned_runs", "_worker_runs"},
         {"_follow"},

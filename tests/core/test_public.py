@@ -85,7 +85,7 @@ def test_what_engines_use_is_sorted_and_documented() -> None:
         assert name.isupper() or name == "MaskEnv" or inspect.getdoc(thing), name
 
 
-@pytest.mark.parametrize("name", ["choose_attempt", "stop_run"])
+@pytest.mark.parametrize("name", ["choose_attempt", "follow_steps", "newest_step", "stop_run"])
 def test_twins_for_engines_have_equal_signatures(name: str) -> None:
     ours, theirs = (inspect.signature(getattr(integration, each)) for each in (name, f"a{name}"))
     assert [(p.name, p.kind, p.default) for p in ours.parameters.values()] == [

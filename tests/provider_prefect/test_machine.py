@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from dstack_core import ConfigurationError, Task, load_configuration
 from prefect_dstack import DstackWorker
+from prefect_dstack._bundles import VARIABLE, WITH_CALLER
 from prefect_dstack._secrets import GitLogin
 from prefect_dstack._worker_variables import (
     _SIGTERM,
@@ -78,22 +79,30 @@ def test_retry_is_taken_as_in_yaml(retry: Any) -> None:
 @pytest.mark.parametrize(
     ("fields", "expected"),
     [
-        ({}, None),
+        ({}, "reschedule"),
         ({"survive": "4h"}, "relinquish"),
-        ({"survive": {"events": ["no-capacity"]}}, None),
+        ({"survive": {"events": ["no-capacity"]}}, "reschedule"),
         ({"retry": True}, "relinquish"),
         ({"retry": {"on_events": ["interruption"]}}, "relinquish"),
-        ({"retry": {"on_events": ["no-capacity"]}}, None),
+        ({"retry": {"on_events": ["no-capacity"]}}, "reschedule"),
         ({"configuration": {"retry": True}}, "relinquish"),
         ({"survive": "4h", "env": {_SIGTERM: "crash"}}, "crash"),
     ],
 )
-def test_a_flow_run_whose_machine_dstack_starts_again_is_not_crashed_by_a_signal(
-    fields: dict[str, Any], expected: str | None
+def test_a_flow_run_is_not_crashed_by_the_signal_of_a_machine_that_shuts_down(
+    fields: dict[str, Any], expected: str
 ) -> None:
     made = configuration(**fields)
     made.prepare_for_flow_run(FlowRun(flow_id=uuid4(), name="given"))
-    assert made.env.get(_SIGTERM) == expected
+    assert made.env[_SIGTERM] == expected
+    assert made.is_rescheduled == (expected == "reschedule")
+
+
+def test_a_flow_run_whose_code_is_with_its_caller_is_not_scheduled_again() -> None:
+    made = configuration()
+    made.prepare_for_flow_run(FlowRun(flow_id=uuid4(), name="given", job_variables={VARIABLE: WITH_CALLER}))
+    assert _SIGTERM not in made.env
+    assert not made.is_rescheduled
 
 
 def test_resources_are_taken_as_text() -> None:

@@ -27,6 +27,7 @@ from prefect_dstack._end_reports import StoppingReport
 from prefect_dstack._log_relay import client_warnings_in
 from prefect_dstack._names import former_machine_name, worker_marker_prefix
 from prefect_dstack._secrets import git_credentials_named
+from prefect_dstack._worker_evictions import wait_for_end
 from prefect_dstack.credentials import PATIENT_TIMEOUT, aload, aload_git, open_async_client
 
 if TYPE_CHECKING:
@@ -57,11 +58,16 @@ _PAGE = 200
 
 
 async def submit_once(
-    client: AsyncClient, flow_run_id: UUID, configuration: DstackJobConfiguration, logger: Any = None
+    client: AsyncClient,
+    flow_run_id: UUID,
+    configuration: DstackJobConfiguration,
+    logger: Any = None,
+    executions: int = 0,
 ) -> AsyncRun:
     """Return the active run of the flow run, or a new one. Raises ``ConfigurationError``, server errors.
 
-    ``logger`` gets the client's warnings.
+    ``logger`` gets the client's warnings. ``executions`` is how often the flow run was executed before; the
+    machines of those executions are waited for.
 
     Two workers that do this at the same moment get the same run: name and marker are equal (PROTOCOL 1.4).
     """
@@ -70,6 +76,9 @@ async def submit_once(
     configuration.check_reach(client.server_url)
     names = configuration.names(flow_run_id)
     active, last = await _known(client, flow_run_id, names)
+    if active is not None and active.name in (names.ref(n).name for n in range(1, executions + 1)):
+        await wait_for_end(client, active, logger)
+        active, last = await _known(client, flow_run_id, names)
     if active is not None:
         return active
     block = await aload(configuration.credentials)

@@ -54,7 +54,7 @@ _NOT_PASSED_ON = ("PREFECT_HOME", "PREFECT_PROFILES_PATH", "PREFECT_SERVER_", "P
 # The flow's own log records reach Prefect from the machine, and its console would repeat them. What the flow
 # prints must arrive when it is printed.
 _DEFAULTS = {"PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL", "PYTHONUNBUFFERED": "1"}
-_SIGTERM = "PREFECT_FLOW_RUN_EXECUTE_SIGTERM_BEHAVIOR"
+_SIGTERM, _RESCHEDULE = "PREFECT_FLOW_RUN_EXECUTE_SIGTERM_BEHAVIOR", "reschedule"
 _IMAGE = "What the machine runs in; it must hold Prefect. Without one, Prefect's own image of this version."
 _REST = "Further keys of a .dstack.yml, such as fleets, regions, volumes or user."
 # The pull step that names a directory of the worker's machine.
@@ -179,15 +179,17 @@ class DstackJobConfiguration(MachineFields, BaseJobConfiguration):
     _own_callbacks: list[Any] = PrivateAttr(default_factory=list)
     _bundle: tuple[Parcel, Path] | None = PrivateAttr(default=None)
 
-    def _when_terminated(self) -> dict[str, str]:
-        """Return what leaves the flow run Running on a SIGTERM, if dstack starts its machine again.
+    def _when_terminated(self, bundle_is: str | None) -> dict[str, str]:
+        """Return what becomes of the flow run on a SIGTERM, as of a machine that shuts down.
 
-        Prefect would mark it as Crashed, and the worker would then stop the new machine. Source: Prefect,
-        ``prefect flow-run execute``; versions without that value ignore it.
+        If dstack starts the machine again, it stays Running: Prefect would mark it as Crashed, and the worker
+        would then stop the new machine. Otherwise it is scheduled again, unless its code is with a caller who
+        runs it once. Source: Prefect, ``prefect flow-run execute``; versions without a value ignore it.
         """
         retry = self.configuration.get("retry") if self.retry is None else self.retry
-        starts_again = _has_interruption(retry, "on_events") or _has_interruption(self.survive, "events")
-        return {_SIGTERM: "relinquish"} if starts_again else {}
+        if _has_interruption(retry, "on_events") or _has_interruption(self.survive, "events"):
+            return {_SIGTERM: "relinquish"}
+        return {} if bundle_is == _bundles.WITH_CALLER else {_SIGTERM: _RESCHEDULE}
 
     def prepare_for_flow_run(
         self,
@@ -202,9 +204,10 @@ class DstackJobConfiguration(MachineFields, BaseJobConfiguration):
         # What the work pool or deployment sets is passed on, even if the worker has a value of its own.
         chosen = dict(self.env)
         super().prepare_for_flow_run(flow_run, deployment, flow, work_pool, worker_name, worker_id)
+        self._bundle_is = (flow_run.job_variables or {}).get(_bundles.VARIABLE)
         self.env = {
             name: value
-            for name, value in {**_DEFAULTS, **self._when_terminated(), **self.env}.items()
+            for name, value in {**_DEFAULTS, **self._when_terminated(self._bundle_is), **self.env}.items()
             if name in chosen or not name.startswith(_NOT_PASSED_ON)
         }
         # Here the values are texts; their templates are those of the pool, the deployment and the flow run.
@@ -220,12 +223,16 @@ class DstackJobConfiguration(MachineFields, BaseJobConfiguration):
         self._secret_names = frozenset().union(*map(names_of_secrets, given))
         self._directory = directory_of(deployment)
         self._flow_run_id = flow_run.id
-        self._bundle_is = (flow_run.job_variables or {}).get(_bundles.VARIABLE)
 
     @property
     def bundle_is(self) -> str | None:
         """Where the flow run's bundle is; None for a flow run of a deployment."""
         return self._bundle_is
+
+    @property
+    def is_rescheduled(self) -> bool:
+        """Whether the flow run is scheduled again when its machine is interrupted."""
+        return self.env.get(_SIGTERM) == _RESCHEDULE
 
     @property
     def lacks_bundle(self) -> bool:

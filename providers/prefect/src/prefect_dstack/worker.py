@@ -35,6 +35,7 @@ from prefect_dstack._end_reports import StoppingReport, flow_run_of
 from prefect_dstack._log_relay import Relay
 from prefect_dstack._orphaned_runs import stop_left_over
 from prefect_dstack._stop import BACKSTOP
+from prefect_dstack._worker_evictions import is_scheduled, may_be_rescheduled, reschedule
 from prefect_dstack._worker_runs import (
     Guard,
     HandedOver,
@@ -47,6 +48,7 @@ from prefect_dstack._worker_runs import (
     relayed_lines,
     set_cancelled,
     submit_once,
+    worker_of,
 )
 from prefect_dstack._worker_variables import DstackJobConfiguration, DstackVariables
 from prefect_dstack.credentials import PATIENT_TIMEOUT, aload, open_async_client
@@ -92,7 +94,7 @@ class DstackWorker(BaseWorker[DstackJobConfiguration, DstackVariables, DstackWor
         super().__init__(*args, **options)
         # A process that calls one flow leaves the flow runs of other processes to the pool's workers.
         self._adopts = adopts
-        self._watched: set[UUID] = set()
+        self._watched: Counter[UUID] = Counter()
         self._background: set[asyncio.Task[None]] = set()
 
     async def run(
@@ -116,7 +118,7 @@ class DstackWorker(BaseWorker[DstackJobConfiguration, DstackVariables, DstackWor
             ServerError: The server errors.
         """
         # Before any request: the next heartbeat must not take it for a flow run without a worker.
-        self._watched.add(flow_run.id)
+        self._watched[flow_run.id] += 1
         try:
             callbacks = await load_in_worker(configuration.all_callbacks)
             block, tags = await aload(configuration.credentials), configuration.automatic_tags
@@ -133,7 +135,7 @@ class DstackWorker(BaseWorker[DstackJobConfiguration, DstackVariables, DstackWor
                     task_status.started(name)
                 return await self._watch(flow_run, configuration, client, run, name, callbacks)
         finally:
-            self._watched.discard(flow_run.id)
+            self._forget(flow_run)
 
     async def kill_infrastructure(
         self, infrastructure_pid: str, configuration: DstackJobConfiguration, grace_seconds: int = 30
@@ -267,7 +269,16 @@ class DstackWorker(BaseWorker[DstackJobConfiguration, DstackVariables, DstackWor
         relay.log_end()
         if outcome.succeeded:
             return DstackWorkerResult(identifier=name, status_code=0)
-        has_ended = end_of(await read_flow_run(self.client, flow_run.id)) is not None
+        found = await read_flow_run(self.client, flow_run.id)
+        is_elsewhere = found is not None and worker_of(found) not in (None, self.name)
+        if is_elsewhere or self._watched[flow_run.id] > 1:
+            # Handed out again meanwhile: who watches its next execution reports how it ends.
+            return DstackWorkerResult(identifier=name, status_code=0)
+        if is_scheduled(found) or (configuration.is_rescheduled and may_be_rescheduled(found, outcome)):
+            await self._stop_left_over(flow_run, configuration, crashed=True)
+            if is_scheduled(found) or await reschedule(self.client, flow_run.id, outcome, logger):
+                return DstackWorkerResult(identifier=name, status_code=0)
+        has_ended = end_of(found) is not None
         # In the background: Prefect learns of the end only when this returns.
         self._in_background(self._stop_left_over(flow_run, configuration, crashed=not has_ended))
         # A flow run that has ended, or is about to, must not be marked as crashed.
@@ -282,16 +293,21 @@ class DstackWorker(BaseWorker[DstackJobConfiguration, DstackVariables, DstackWor
     ) -> AsyncRun:
         """Submit the flow run's machine, with the bundle of a flow run that has one."""
         if not configuration.lacks_bundle:
-            return await submit_once(client, flow_run.id, configuration, logger)
+            return await submit_once(client, flow_run.id, configuration, logger, flow_run.run_count)
         found = await _bundles.fetch(flow_run.id)
         if found is None:
             raise LookupError("bundle: expected that of this flow run, got none. Call its flow again.")
         parcel, artifact_id = found
         with tempfile.TemporaryDirectory(prefix="prefect-dstack-") as folder:
             configuration.carry(parcel, Path(folder))
-            run = await submit_once(client, flow_run.id, configuration, logger)
+            run = await submit_once(client, flow_run.id, configuration, logger, flow_run.run_count)
         await _bundles.forget(self.client, artifact_id, logger)
         return run
+
+    def _forget(self, flow_run: FlowRun) -> None:
+        self._watched[flow_run.id] -= 1
+        if self._watched[flow_run.id] <= 0:
+            del self._watched[flow_run.id]
 
     async def _stop_left_over(
         self, flow_run: FlowRun, configuration: DstackJobConfiguration, *, crashed: bool
@@ -307,7 +323,7 @@ class DstackWorker(BaseWorker[DstackJobConfiguration, DstackVariables, DstackWor
     async def _take_up_orphans(self) -> None:
         """Watch the flow runs of this pool that no living worker watches."""
         for flow_run in await orphans(self.client, self.work_pool.name, self.name, self._watched):
-            self._watched.add(flow_run.id)
+            self._watched[flow_run.id] += 1
             self._in_background(self._resume(flow_run))
 
     def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
@@ -353,7 +369,7 @@ class DstackWorker(BaseWorker[DstackJobConfiguration, DstackVariables, DstackWor
         except Exception as error:
             logger.warning("Could not take over this flow run: %s", error)
         finally:
-            self._watched.discard(flow_run.id)
+            self._forget(flow_run)
 
     async def _without_machine(self, flow_run: FlowRun, project: str, *, lost: bool) -> None:
         """Set the state of a flow run that has no machine; ``lost``: the process that had its code ended."""
