@@ -96,7 +96,7 @@ def test_a_task_that_does_not_fit_waits_for_approval(
     )
 
 
-def test_a_task_that_fits_asks_nobody(server: LocalServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_task_that_fits_needs_no_approval(server: LocalServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(f"{HITL}.upsert_hitl_detail")
     assert approval(planned=0.05).execute(CONTEXT)["left"] == 0.05
     with pytest.raises(AirflowFailException, match="max_cost"):
