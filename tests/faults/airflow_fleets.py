@@ -28,7 +28,8 @@ from tests.ports import free_port
 from tests.provider_airflow.databases import DATABASE_URL, best_database
 
 _DAGS = Path(__file__).parent.parent / "provider_airflow" / "killed_fleet_dags.py"
-DAG_IDS = ("fleet_last_try", "fleet_retried")
+DAG_IDS = ("fleet_last_try", "fleet_retried", "fleet_endless")
+_ENDLESS = DAG_IDS[-1]
 _RUNS = "tests.provider_airflow.dag_run_processes"
 KINDS = (
     "kill -9 of the task's process",
@@ -64,7 +65,8 @@ class Host:
 
         Returns what happened to which task; empty if the DAG run had ended before.
         """
-        dag_id = DAG_IDS[draw % len(DAG_IDS)]
+        # What the reaper finds there is active.
+        dag_id = _ENDLESS if kind == _GIVEN_UP else DAG_IDS[draw % 2]
         process = self._start_first_task(dag_id, name)
         process.join(moment)
         if not process.is_alive():

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from uuid import UUID
 
 from prefect.client.orchestration import SyncPrefectClient
-from prefect.exceptions import ObjectNotFound
+from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.states import Cancelling, Crashed
 
 from dstack_core.local import LocalServer
@@ -113,9 +113,15 @@ class Host:
         return name in self._flow_runs and f"/{self._flow_runs[name]}/" in f"{marker or ''}/"
 
     def _serve_one(self, name: str) -> int:
-        with self.client() as client:
-            deployment = client.read_deployment_by_name(_DEPLOYMENT).id
-            client.create_flow_run_from_deployment(deployment, parameters={"trial": name})
+        def created() -> bool:
+            # A busy Prefect server on sqlite refuses a writer now and then.
+            with self.client() as client, suppress(PrefectHTTPStatusError):
+                deployment = client.read_deployment_by_name(_DEPLOYMENT).id
+                client.create_flow_run_from_deployment(deployment, parameters={"trial": name})
+                return True
+            return False
+
+        self._until(created, _SECONDS, f"the flow run of {name}")
         return self._pid(name)
 
     def _run_script(self, name: str) -> tuple[subprocess.Popen[bytes], int]:

@@ -1,4 +1,4 @@
-"""DAGs with a fleet of their own, whose processes are killed: one without and one with a next try."""
+"""DAGs with a fleet of their own, whose processes are killed."""
 
 from __future__ import annotations
 
@@ -9,10 +9,18 @@ from airflow.sdk import DAG
 from airflow_provider_dstack.fleets import dstack_fleet
 from airflow_provider_dstack.operators import DstackRunOperator
 
-# 3 s with lines.
-_TASK = {"type": "task", "commands": ["for i in $(seq 15); do echo line-$i; sleep 0.2; done"]}
+# 6 s with lines.
+_LINES = "for i in $(seq 30); do echo line-$i; sleep 0.2; done"
 
-for _dag_id, _retries in (("fleet_last_try", 0), ("fleet_retried", 1)):
-    _arguments = {"retries": _retries, "retry_delay": timedelta(0)}
-    with DAG(_dag_id, schedule=None, default_args=_arguments), dstack_fleet("gpus", {"nodes": "0..1"}):
-        DstackRunOperator(task_id="train", configuration=_TASK, poll_interval=0.5)
+
+def _with_fleet(dag_id: str, retries: int, command: str) -> None:
+    arguments = {"retries": retries, "retry_delay": timedelta(0)}
+    with DAG(dag_id, schedule=None, default_args=arguments), dstack_fleet("gpus", {"nodes": "0..1"}):
+        task = {"type": "task", "commands": [command]}
+        DstackRunOperator(task_id="train", configuration=task, poll_interval=0.5)
+
+
+_with_fleet("fleet_last_try", 0, _LINES)
+_with_fleet("fleet_retried", 1, _LINES)
+# A run that would outlive all trials.
+_with_fleet("fleet_endless", 0, f"{_LINES}; sleep 3600")

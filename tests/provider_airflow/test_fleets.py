@@ -332,8 +332,10 @@ def test_the_reaper_deletes_a_fleet_once_the_runs_that_it_stopped_have_ended(
     run = client.runs.submit(task, run_name="using")
     wait_for("running run", lambda: run.refresh().raw_status == "running")
     monkeypatch.setattr("airflow_provider_dstack._reap_fleets.IN_USE_SECONDS", 0.2)
-    (found,) = reap_fleets(client, lambda task: facts, **how)
-    assert (found.action, found.reason) == ("left", "runs still use it; the next pass deletes it")
+    for least in (0.0, 1.0):
+        monkeypatch.setattr("airflow_provider_dstack._reap_fleets._LEAST_SECONDS", least)
+        (found,) = reap_fleets(client, lambda task: facts, **how)
+        assert (found.action, found.reason) == ("left", "runs still use it; the next pass deletes it")
     monkeypatch.setattr("airflow_provider_dstack._reap_fleets.IN_USE_SECONDS", 30.0)
     run.stop()
     (found,) = reap_fleets(client, lambda task: facts, **how)
