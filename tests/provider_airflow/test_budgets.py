@@ -19,6 +19,7 @@ from airflow_provider_dstack.operators import DstackRunOperator
 from dstack_core.local import LocalServer
 from tests.provider_airflow.components import Components
 from tests.provider_airflow.support import DagRunner, wait_for
+from tests.provider_airflow.versions import TaskDeferred
 
 HITL = "airflow.providers.standard.operators.hitl"
 HEAD = "from airflow_provider_dstack.budgets import DstackBudget"
@@ -83,7 +84,7 @@ def test_a_task_that_does_not_fit_waits_for_approval(
     monkeypatch.setattr(f"{HITL}.upsert_hitl_detail", lambda **request: requests.append(request))
     check = approval(planned=0.06, body="Ask the team.")
     # Airflow 3.3 awaits input, earlier ones defer.
-    waiting: Any = getattr(exceptions, "TaskAwaitingInput", exceptions.TaskDeferred)
+    waiting: Any = getattr(exceptions, "TaskAwaitingInput", TaskDeferred)
     with pytest.raises(waiting) as caught:
         check.execute(CONTEXT)
     assert caught.value.method_name == "execute_complete"
