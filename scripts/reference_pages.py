@@ -302,6 +302,7 @@ PAGES = [
             "airflow_provider_dstack.services.DstackStopRunOperator",
             "airflow_provider_dstack.budgets.DstackBudget",
             "airflow_provider_dstack.budgets.DstackBudgetOperator",
+            "airflow_provider_dstack.budget_approval.DstackBudgetApprovalOperator",
             "airflow_provider_dstack.fleets.DstackFleetOperator",
             "airflow_provider_dstack.fleets.DstackDeleteFleetOperator",
             "airflow_provider_dstack.fleets.dstack_fleet",

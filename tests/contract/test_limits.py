@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from decimal import Decimal
+from pathlib import Path
 
 import dstack_core as dstack
 from dstack_core.integration import Attempt, Fallbacks, RunRef, follow_steps, newest_step, step_ref
@@ -29,6 +30,15 @@ def test_a_run_that_survives_is_a_plain_run_where_nothing_is_lost(
     outcome = end_of(target, run)
     assert outcome.status == dstack.RunStatus.DONE
     assert [each.number for each in outcome.attempts] == [1]
+
+
+def test_the_directory_of_the_checkpoints_reaches_the_commands(
+    client: dstack.Client, target: Target, tmp_path: Path
+) -> None:
+    task = target.task('echo "kept in $DSTACK_CHECKPOINT"', volumes=[f"{tmp_path}:/data"])
+    run = client.runs.submit(task, survive=dstack.Survive(checkpoint="/data/checkpoints"))
+    assert end_of(target, run).status == dstack.RunStatus.DONE
+    assert f"/data/checkpoints/{run.name}" in b"".join(run.logs()).decode()
 
 
 def test_a_job_falls_back_to_a_run_of_its_own_and_any_process_finds_it(

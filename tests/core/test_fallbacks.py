@@ -189,6 +189,19 @@ def test_a_process_that_was_lost_between_two_steps(server: LocalServer, client: 
     assert len(server.runs) == 2
 
 
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_lost_request_or_reply_submits_no_second_run_of_a_step(
+    server: LocalServer, client: Client, when: Any
+) -> None:
+    server.scenarios.interrupt_after(10)
+    lines, outcome, _ = followed(
+        client, on_next=lambda end, ref: server.faults.add("/runs/apply", times=2, drop=when)
+    )
+    assert outcome.succeeded
+    assert lines == [(0, "began"), (1, "began"), (1, "ended")]
+    assert [run.name for run in server.runs] == ["train", "train-s2"]
+
+
 def test_two_processes_at_once_submit_each_step_once(server: LocalServer) -> None:
     server.scenarios.interrupt_after(10)
 

@@ -60,6 +60,7 @@ LAYERS: dict[str, list[set[str]]] = {
             "retry_policies",
         },
         {
+            "_budget_state",
             "_commands",
             "_fleet_deletion",
             "_function_call",
@@ -72,7 +73,7 @@ LAYERS: dict[str, list[set[str]]] = {
             "status_trigger",
             "triggers",
         },
-        {"_reap_secrets", "fleet_trigger", "offer_trigger", "service_trigger"},
+        {"_reap_secrets", "budget_approval", "fleet_trigger", "offer_trigger", "service_trigger"},
         # A whole task: its threads, and how it is made from an operator's fields.
         {"_task_run", "budgets", "reaper"},
         {"_from_operator", "_resumed_log"},

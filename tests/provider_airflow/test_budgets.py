@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import time
+from datetime import timedelta
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from airflow.sdk import DAG, exceptions
 
+from airflow_provider_dstack._compat import AirflowFailException
+from airflow_provider_dstack._from_operator import SETTLE_SECONDS
+from airflow_provider_dstack.budget_approval import DstackBudgetApprovalOperator
 from airflow_provider_dstack.budgets import DstackBudget
+from airflow_provider_dstack.operators import DstackRunOperator
 from dstack_core.local import LocalServer
-from tests.provider_airflow.support import DagRunner
+from tests.provider_airflow.components import Components
+from tests.provider_airflow.support import DagRunner, wait_for
 
+HITL = "airflow.providers.standard.operators.hitl"
 HEAD = "from airflow_provider_dstack.budgets import DstackBudget"
 BODY = """
 def run(task_id, **options):
@@ -52,3 +63,81 @@ def test_a_task_runs_while_it_fits(
 def test_a_wrong_choice_is_an_error_when_the_dag_is_parsed(wrong: Any) -> None:
     with pytest.raises(ValueError, match="when_spent"):
         DstackBudget(max_cost=5, when_spent=wrong)
+
+
+def approval(planned: float, **options: Any) -> DstackBudgetApprovalOperator:
+    return DstackBudgetApprovalOperator(task_id="budget", max_cost=0.05, planned=planned, **options)
+
+
+CONTEXT: Any = {
+    "ti": SimpleNamespace(dag_id="etl", run_id="r"),
+    "task_instance": SimpleNamespace(id="0199"),
+    "dag_run": None,
+}
+
+
+def test_a_task_that_does_not_fit_waits_for_approval(
+    server: LocalServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requests: list[dict[str, Any]] = []
+    monkeypatch.setattr(f"{HITL}.upsert_hitl_detail", lambda **request: requests.append(request))
+    check = approval(planned=0.06, body="Ask the team.")
+    # Airflow 3.3 awaits input, earlier ones defer.
+    waiting: Any = getattr(exceptions, "TaskAwaitingInput", exceptions.TaskDeferred)
+    with pytest.raises(waiting) as caught:
+        check.execute(CONTEXT)
+    assert caught.value.method_name == "execute_complete"
+    (request,) = requests
+    assert request["options"] == ["Approve", "Reject"]
+    assert request["subject"] == "A dstack run does not fit into its budget"
+    assert request["body"] == (
+        "Of the budget of 0.05 USD, 0.00 USD are spent by 0 runs, and the next run may cost 0.06 USD.\n\n"
+        "Ask the team."
+    )
+
+
+def test_a_task_that_fits_needs_no_approval(server: LocalServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(f"{HITL}.upsert_hitl_detail")
+    assert approval(planned=0.05).execute(CONTEXT)["left"] == 0.05
+    with pytest.raises(AirflowFailException, match="max_cost"):
+        DstackBudgetApprovalOperator(task_id="budget", max_cost="much").execute(CONTEXT)
+    server.faults.add("/runs/list", times=None, status=403)
+    with pytest.raises(AirflowFailException):
+        approval(planned=0.05).execute(CONTEXT)
+
+
+def test_a_budget_puts_approvals_before_its_tasks() -> None:
+    with DAG("etl"):
+        train = DstackRunOperator(task_id="train", configuration={"type": "task"}, max_cost=20)
+        asked = {"response_timeout": timedelta(hours=1), "fail_on_reject": True}
+        (check,) = DstackBudget(50, when_spent="approve", approval=asked).covers(train)
+    assert isinstance(check, DstackBudgetApprovalOperator)
+    assert (check.task_id, check.max_cost, check.planned) == ("train_budget", 50, 20)
+    assert (check.response_timeout, check.fail_on_reject) == (timedelta(hours=1), True)
+    assert train.upstream_task_ids == {"train_budget"}
+    with pytest.raises(ValueError, match="approval: expected when_spent=\"approve\" with it, got 'skip'"):
+        DstackBudget(50, when_spent="skip", approval=asked)
+
+
+@pytest.mark.slow
+@pytest.mark.matrix
+def test_a_person_decides_in_a_real_airflow(components: Components) -> None:
+    chosen = {components.trigger("approval"): choice for choice in ("Approve", "Reject")}
+    ends = {}
+    for run_id in chosen:
+        check = f"/api/v2/dags/approval/dagRuns/{run_id}/taskInstances/train_budget"
+        wait_for("a request for approval", partial(_is_asked, components, check), 90)
+    # The scheduler fails a task that resumes before it has seen the end of its first process.
+    time.sleep(SETTLE_SECONDS)
+    for run_id, choice in chosen.items():
+        details = f"/api/v2/dags/approval/dagRuns/{run_id}/taskInstances/train_budget/-1/hitlDetails"
+        assert "the next run may cost 2.00 USD" in components.call("GET", details)["body"]
+        components.call("PATCH", details, {"chosen_options": [choice], "params_input": {}})
+    for run_id, choice in chosen.items():
+        components.wait_for_run_end("approval", run_id)
+        ends[choice] = components.task("approval", run_id)["state"]
+    assert ends == {"Approve": "success", "Reject": "skipped"}
+
+
+def _is_asked(components: Components, check: str) -> bool:
+    return components.call("GET", check)["state"] in ("awaiting_input", "deferred")

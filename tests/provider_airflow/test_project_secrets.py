@@ -10,10 +10,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from airflow.sdk import DAG
 
 import dstack_core as core
 from airflow_provider_dstack._airflow_secrets import read_sources, values_to_mask
-from airflow_provider_dstack._compat import AirflowFailException, TaskFacts
+from airflow_provider_dstack._compat import AirflowFailException, TaskFacts, database_tasks
 from airflow_provider_dstack._reap_secrets import reap_resources, reap_secrets, resource_failures
 from airflow_provider_dstack._secret_owners import owner_of_secret, secret_names_of
 from airflow_provider_dstack.errors import DstackError, DstackRunInterrupted, DstackServerUnreachable
@@ -27,6 +28,7 @@ from airflow_provider_dstack.triggers import DstackRunTrigger
 from dstack_core.local import LocalServer
 from tests.provider_airflow.support import DagRunner
 from tests.provider_airflow.tries import STARTED
+from tests.provider_airflow.versions import needs_3_2
 
 VALUE = "hf_0123456789abcdef"
 TEMPLATE = "{{ var.value.hf_token }}"
@@ -108,6 +110,38 @@ def test_runs_of_a_group_get_the_value_by_reference_and_show_it_nowhere(
     assert "got *** and 19 characters" in shown.out + shown.err
     assert VALUE not in shown.out + shown.err
     assert VALUE not in json.dumps(ran.values, default=str)
+
+
+@needs_3_2
+def test_the_reapers_ask_the_airflow_they_run_in(dag_runner: DagRunner, client: core.Client) -> None:
+    left = dag_runner.run_tasks(f"DstackSecretsOperator(task_id='set', secrets={SECRETS!r})\n", HEAD)
+    (name,) = names(client)
+    client.secrets.set(name.replace("dag", "gone"), "other")
+    with database_tasks() as ask:
+        found = reap_secrets(client, ask, dry_run=True, stop_unknown=False, log=LOG)
+    assert sorted((one.state, one.action) for one in found) == [
+        ("success", "would delete"),
+        ("unknown", "left"),
+    ]
+    ran = dag_runner.run_tasks("DstackReapOperator(task_id='reap', min_age=0)\n")
+    by_state = {one["state"]: (one["dag_run"].partition("/")[0], one["action"]) for one in ran.values["reap"]}
+    assert by_state == {
+        "success": (left.dag_id, "deleted"),
+        "unknown": (left.dag_id.replace("dag", "gone"), "left"),
+    }
+    assert names(client) == [name.replace("dag", "gone")]
+
+
+def test_tasks_mask_what_setups_upstream_read() -> None:
+    with DAG("etl"):
+        create = setting()
+        mapped = DstackSecretsOperator.partial(task_id="mapped", secrets={"A": "{{ conn.hub.password }}"})
+        each = mapped.expand(project_name=["one", "two"])
+        first, last = (DstackRunOperator(task_id=one, configuration=PRINTS) for one in ("first", "last"))
+        create >> first >> each >> last
+    assert VALUE in first.secret_texts()
+    assert first.synced_sources == {"set: HF_TOKEN": TEMPLATE}
+    assert {VALUE, "pw_0123456789"} <= set(last.secret_texts())
 
 
 def test_a_failed_task_and_a_setup_of_ones_own_leave_no_secret(

@@ -102,15 +102,22 @@ def sources_upstream(task: Any) -> dict[str, str]:
     """Return the templates of the ``DstackSecretsOperator`` tasks upstream of a task."""
     if not task.has_dag():
         return {}
-    setups = [one for one in task.dag.tasks if isinstance(getattr(one, "secret_sources", None), dict)]
+    setups = {one.task_id: found for one in task.dag.tasks if (found := _sources_of(one))}
     upstream = task.get_flat_relative_ids(upstream=True) if setups else set()
     # The same variable of two setups may have another value in each.
     return {
-        f"{one.task_id}: {name}": source
-        for one in setups
-        if one.task_id in upstream
-        for name, source in one.secret_sources.items()
+        f"{task_id}: {name}": source
+        for task_id, sources in setups.items()
+        if task_id in upstream
+        for name, source in sources.items()
     }
+
+
+def _sources_of(task: Any) -> dict[str, str]:
+    """Return the templates of a ``DstackSecretsOperator``, also of a mapped one; none for another task."""
+    if not getattr(getattr(task, "operator_class", task), "sets_project_secrets", False):
+        return {}
+    return dict(getattr(task, "secret_sources", None) or task.partial_kwargs.get("secrets") or {})
 
 
 def values_to_mask(sources: Mapping[str, str], log: Any) -> list[str]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from datetime import timedelta
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from airflow_provider_dstack._compat import AirflowFailException, AirflowSkipException, BaseOperator
@@ -11,12 +10,9 @@ from airflow_provider_dstack._parameters import one_of
 
 if TYPE_CHECKING:
     from airflow_provider_dstack._compat import Context
-    from dstack_core.integration import BudgetState
 
 WhenSpent: TypeAlias = Literal["fail", "skip"]
 _WHEN_SPENT = ("fail", "skip")
-# The clocks of Airflow and of the dstack server may differ by this much.
-_CLOCKS = timedelta(hours=1)
 
 
 class DstackBudgetOperator(BaseOperator):
@@ -70,6 +66,7 @@ class DstackBudgetOperator(BaseOperator):
 
     def execute(self, context: Context) -> dict[str, float]:
         """Read what is spent, log it, and succeed, fail or skip."""
+        from airflow_provider_dstack._budget_state import budget_dict, read_state
         from airflow_provider_dstack._outcome import as_airflow_error
         from dstack_core import DstackError as CoreError
         from dstack_core.integration import BudgetSpentError
@@ -87,50 +84,40 @@ class DstackBudgetOperator(BaseOperator):
         return budget_dict(state)
 
 
-def read_state(operator: Any, context: Context) -> BudgetState:
-    """Return how much of an operator's budget is spent. Raises the errors of ``dstack_core``."""
-    from airflow_provider_dstack.hooks import DstackHook
-    from dstack_core.integration import make_marker, read_budget
-
-    ti, started = context["ti"], getattr(context.get("dag_run"), "start_date", None)
-    with DstackHook(operator.dstack_conn_id, operator.project_name).client() as client:
-        return read_budget(
-            client,
-            operator.max_cost,
-            planned=operator.planned,
-            # As ``TaskNames`` makes it for the tasks of a DAG run.
-            marker_prefix=make_marker("airflow", ti.dag_id, ti.run_id, ""),
-            since=None if started is None else started - _CLOCKS,
-        )
-
-
-def budget_dict(state: BudgetState) -> dict[str, float]:
-    """Return the amounts as values that JSON has."""
-    names = ("max_cost", "spent", "reserved", "planned", "left")
-    return {name: float(getattr(state, name)) for name in names}
-
-
 class DstackBudget:
     """A budget that several tasks of a DAG share: each run of the DAG may spend it once.
 
-    ``covers`` puts a ``DstackBudgetOperator`` before each of the tasks, whose ``max_cost`` is what it plans.
+    ``covers`` puts a ``DstackBudgetOperator`` before each of the tasks, whose ``max_cost`` is what it plans;
+    with ``when_spent="approve"``, a ``DstackBudgetApprovalOperator``.
 
     Args:
         max_cost: What all runs of one DAG run may cost together, in USD.
-        when_spent: What happens to a task that does not fit: ``"fail"`` or ``"skip"``. Default ``"fail"``.
+        when_spent: What happens to a task that does not fit: ``"fail"``, ``"skip"``, or ``"approve"``: it
+            waits for a person's approval in Airflow's "Required Actions". Default ``"fail"``.
+        approval: With ``"approve"``, arguments of Airflow's ``ApprovalOperator``, such as ``assigned_users``
+            and ``response_timeout``. Default: none.
 
     Raises:
-        ValueError: ``when_spent`` is wrong.
+        ValueError: ``when_spent`` or ``approval`` is wrong.
 
     Example:
         ``DstackBudget(max_cost=50, when_spent="skip").covers(train, evaluate)``
     """
 
-    def __init__(self, max_cost: float | str, when_spent: WhenSpent = "fail") -> None:
+    def __init__(
+        self,
+        max_cost: float | str,
+        when_spent: WhenSpent | Literal["approve"] = "fail",
+        *,
+        approval: Mapping[str, Any] | None = None,
+    ) -> None:
         self.max_cost = max_cost
-        self.when_spent = one_of("when_spent", when_spent, _WHEN_SPENT)
+        self.when_spent = one_of("when_spent", when_spent, (*_WHEN_SPENT, "approve"))
+        self.approval = dict(approval or {})
+        if self.approval and when_spent != "approve":
+            raise ValueError(f'approval: expected when_spent="approve" with it, got {when_spent!r}.')
 
-    def covers(self, *tasks: Any) -> list[DstackBudgetOperator]:
+    def covers(self, *tasks: Any) -> list[BaseOperator]:
         """Put a check before each task, in the current DAG, and return the checks.
 
         The check of ``train`` is the task ``train_budget``. It runs when ``train`` would: after what is
@@ -143,11 +130,10 @@ class DstackBudget:
         checks = []
         for task in tasks:
             operator = getattr(task, "operator", task)
-            check = DstackBudgetOperator(
+            check = self._check(
                 task_id=f"{operator.task_id}_budget",
                 max_cost=self.max_cost,
                 planned=getattr(operator, "max_cost", None),
-                when_spent=self.when_spent,
                 dstack_conn_id=getattr(operator, "dstack_conn_id", "dstack_default"),
                 project_name=getattr(operator, "project_name", None),
             )
@@ -156,3 +142,11 @@ class DstackBudget:
             check.set_downstream(operator)
             checks.append(check)
         return checks
+
+    def _check(self, **arguments: Any) -> BaseOperator:
+        if self.when_spent != "approve":
+            return DstackBudgetOperator(when_spent=self.when_spent, **arguments)
+        # Only here: a DAG file without approvals does not import Airflow's operators for them.
+        from airflow_provider_dstack.budget_approval import DstackBudgetApprovalOperator
+
+        return DstackBudgetApprovalOperator(**{**self.approval, **arguments})

@@ -26,6 +26,8 @@ def get_provider_info() -> dict[str, Any]:
                     "airflow_provider_dstack.services",
                     "airflow_provider_dstack.reaper",
                     "airflow_provider_dstack.budgets",
+                    "airflow_provider_dstack.budget_approval",
+                    "airflow_provider_dstack.project_secrets",
                 ],
             }
         ],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow_provider_dstack._compat import (
     AirflowFailException,
@@ -68,6 +68,8 @@ class DstackSecretsOperator(BaseOperator):
     # Not the secrets: Airflow shows rendered fields.
     template_fields: Sequence[str] = ("dstack_conn_id", "project_name")
     ui_color = "#d9f2e6"
+    # By which tasks downstream find its templates, without an import of this class.
+    sets_project_secrets: ClassVar[bool] = True
 
     def __init__(
         self,
