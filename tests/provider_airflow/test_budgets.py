@@ -66,8 +66,16 @@ def test_a_wrong_choice_is_an_error_when_the_dag_is_parsed(wrong: Any) -> None:
         DstackBudget(max_cost=5, when_spent=wrong)
 
 
+@pytest.mark.parametrize("wrong", [0, -1, "x", None, True, float("nan"), float("inf")])
+@pytest.mark.parametrize("make", [DstackBudget, lambda max_cost: approval(0.1, max_cost=max_cost)])
+def test_a_wrong_amount_is_an_error_when_the_dag_is_parsed(make: Any, wrong: Any) -> None:
+    with pytest.raises(ValueError, match="max_cost: expected USD above 0, got"):
+        make(max_cost=wrong)
+
+
 def approval(planned: float, **options: Any) -> DstackBudgetApprovalOperator:
-    return DstackBudgetApprovalOperator(task_id="budget", max_cost=0.05, planned=planned, **options)
+    given = {"max_cost": 0.05, "planned": planned, **options}
+    return DstackBudgetApprovalOperator(task_id="budget", **given)
 
 
 CONTEXT: Any = {
@@ -100,8 +108,10 @@ def test_a_task_that_does_not_fit_waits_for_approval(
 def test_a_task_that_fits_needs_no_approval(server: LocalServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(f"{HITL}.upsert_hitl_detail")
     assert approval(planned=0.05).execute(CONTEXT)["left"] == 0.05
+    rendered = approval(planned=0.05, max_cost="{{ params.budget }}")
+    rendered.max_cost = "much"
     with pytest.raises(AirflowFailException, match="max_cost"):
-        DstackBudgetApprovalOperator(task_id="budget", max_cost="much").execute(CONTEXT)
+        rendered.execute(CONTEXT)
     server.faults.add("/runs/list", times=None, status=403)
     with pytest.raises(AirflowFailException):
         approval(planned=0.05).execute(CONTEXT)

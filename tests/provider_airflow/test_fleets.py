@@ -104,6 +104,18 @@ def test_the_tasks_of_a_group_share_the_machines_of_its_fleet(
     assert client.fleets.list() == []
 
 
+def test_a_task_whose_group_has_no_fleet_submits_nothing(dag_runner: DagRunner, server: LocalServer) -> None:
+    """As after a setup that was marked success."""
+    task = {"type": "task", "commands": ["true"]}
+    ran = dag_runner.run_tasks(
+        f"with dstack_fleet('gpus', {TWO!r}) as fleet:\n"
+        f"    {RUN.format('train', task)}\n"
+        "fleet.create.execute = lambda context: None\n"
+    )
+    assert ran.tasks["gpus.train"] == "failed"
+    assert server.runs == []
+
+
 def test_a_retry_finds_the_fleet_and_a_lost_reply_makes_no_second(
     server: LocalServer, client: Client
 ) -> None:

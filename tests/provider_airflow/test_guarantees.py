@@ -19,10 +19,11 @@ PAGE = HERE.parent.parent / "docs" / "airflow-guarantees.md"
 ROWS = rows(PAGE)
 TESTS = {
     node.name
-    # What both providers show of a log is tested with the core, and a hold with every server.
+    # What both providers show of a log or keep of an attempt is tested with the core, a hold with every server.
     for path in [
         *HERE.glob("test_*.py"),
         HERE.parent / "core" / "test_relay.py",
+        HERE.parent / "core" / "test_checkpoint.py",
         HERE.parent / "contract" / "test_hold.py",
     ]
     for node in ast.walk(ast.parse(path.read_text()))

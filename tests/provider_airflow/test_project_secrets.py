@@ -59,8 +59,8 @@ def client(server: LocalServer) -> Iterator[core.Client]:
 class Ti(SimpleNamespace):
     """A task instance with the XCom of the setup."""
 
-    def xcom_pull(self, task_ids: Any = None, key: str = "return_value", **options: Any) -> Any:
-        return self.pulled
+    def xcom_pull(self, task_ids: Any = None, key: str = "return_value", map_indexes: int = -1) -> Any:
+        return self.pulled if map_indexes < 0 or self.pulled is None else self.pulled[map_indexes]
 
 
 def context_of(map_index: int = -1, task_id: str = "set", run_id: str = "r", started: Any = STARTED) -> Any:
@@ -80,7 +80,10 @@ def names(client: core.Client) -> list[str]:
     return sorted(secret.name for secret in client.secrets.list())
 
 
-@pytest.mark.parametrize("deferrable", [False, True])
+@pytest.mark.parametrize(
+    ("deferrable", "env"),
+    [(False, "secrets.env"), (True, "{'STAGE': 'train', 'HF_TOKEN': secrets.env['HF_TOKEN']}")],
+)
 def test_runs_of_a_group_get_the_value_by_reference_and_show_it_nowhere(
     dag_runner: DagRunner,
     server: LocalServer,
@@ -88,10 +91,11 @@ def test_runs_of_a_group_get_the_value_by_reference_and_show_it_nowhere(
     capfd: pytest.CaptureFixture[str],
     *,
     deferrable: bool,
+    env: str,
 ) -> None:
     ran = dag_runner.run_tasks(
         f"with dstack_secrets({SECRETS!r}) as secrets:\n"
-        f"    DstackRunOperator(task_id='train', configuration={PRINTS!r}, env=secrets.env,\n"
+        f"    DstackRunOperator(task_id='train', configuration={PRINTS!r}, env={env},\n"
         f"                      poll_interval=0.2, deferrable={deferrable})\n",
         HEAD,
     )
@@ -184,6 +188,24 @@ def test_the_teardown_of_a_cleared_dag_run_deletes_what_the_setup_returned(clien
     cleared["ti"].pulled = [returned, {"A": "${{ secrets.MINE }}"}]
     assert len(deleting().execute(cleared)) == 1
     assert names(client) == ["MINE"]
+
+
+def test_the_teardown_of_a_mapped_group_leaves_the_secrets_of_other_indexes(client: core.Client) -> None:
+    pulled = [setting().execute(context_of(index)) for index in (0, 1)]
+    first, second = (one["HF_TOKEN"][len("${{ secrets.") : -len(" }}")] for one in pulled)
+    context = context_of(0, task_id="delete")
+    context["ti"].pulled = pulled
+    assert deleting().execute(context) == [first]
+    assert names(client) == [second]
+
+
+def test_the_teardown_of_a_task_that_the_dag_lacks_is_an_error() -> None:
+    context = {
+        **context_of(task_id="delete"),
+        "dag": SimpleNamespace(dag_id="etl", task_ids=["sett", "delete"]),
+    }
+    with pytest.raises(AirflowFailException, match="secrets_of: expected a task of DAG etl, got 'set'"):
+        deleting().execute(context)
 
 
 def test_secrets_that_are_kept_have_their_names_and_replace_none(client: core.Client) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_dstack._compat import BaseOperator, Context
+from airflow_provider_dstack._compat import AirflowFailException, BaseOperator, Context
 from airflow_provider_dstack.links import FLEET_NAME_KEY
 
 if TYPE_CHECKING:
@@ -29,4 +29,10 @@ def on_fleet_of_group(task: BaseOperator, context: Context, configuration: Confi
     is_mapped = group.create.get_closest_mapped_task_group() is not None
     index = ti.map_index if is_mapped else -1
     name = ti.xcom_pull(task_ids=group.fleet_task_id, key=FLEET_NAME_KEY, map_indexes=index)
-    return configuration.model_copy(update={"fleets": [str(name)]}) if name else configuration
+    if not name:
+        # As after a setup that was marked success by hand.
+        raise AirflowFailException(
+            f"dstack_fleet: expected the fleet of task {group.fleet_task_id}, got none: that task created no "
+            "fleet in this DAG run. Clear it, and with it this task."
+        )
+    return configuration.model_copy(update={"fleets": [str(name)]})

@@ -6,6 +6,7 @@ No function here imports ``dstack_core`` before it is called: a DAG file would p
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Callable, Collection, Mapping
@@ -225,10 +226,20 @@ def check_literals(*, tags: Any, debug_on_failure: Any, max_cost: Any) -> None:
             raise ValueError(error.message) from None
 
 
+def budget_cost(value: Any) -> Any:
+    """Return the ``max_cost`` of a budget; raise ``ValueError`` for a wrong one that contains no template."""
+    if value is None:
+        raise ValueError("max_cost: expected USD above 0, got None.")
+    if isinstance(value, _LITERALS) and not _is_template(value):
+        check_cost(value)
+    return value
+
+
 def check_cost(value: Any) -> None:
     """Raise ``ValueError`` for a wrong ``max_cost``."""
     number = read_price(value)
-    if value is not None and (not isinstance(number, int | float) or isinstance(number, bool) or number <= 0):
+    is_number = isinstance(number, int | float) and not isinstance(number, bool)
+    if value is not None and not (is_number and 0 < number < math.inf):
         raise ValueError(f"max_cost: expected USD above 0, got {value!r}.")
 
 

@@ -12,6 +12,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from airflow_provider_dstack._compat import AirflowFailException
 from airflow_provider_dstack._names import birth_of
 
 if TYPE_CHECKING:
@@ -79,3 +80,14 @@ class ResourceOwner:
         if self.map_index is None or chosen.endswith(f"-{self.map_index}"):
             return chosen
         return f"{chosen}-{self.map_index}"
+
+
+def setup_id(context: Context, field: str, task_id: object) -> str:
+    """Return the id of the setup that a teardown names. Raises ``AirflowFailException``: the DAG lacks it."""
+    dag = context.get("dag")
+    if dag is not None and task_id not in dag.task_ids:
+        raise AirflowFailException(
+            f"{field}: expected a task of DAG {dag.dag_id}, got {task_id!r}. Its tasks are "
+            f"{', '.join(sorted(dag.task_ids))}."
+        )
+    return str(task_id)

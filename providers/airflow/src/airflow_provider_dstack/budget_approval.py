@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.providers.standard.operators.hitl import ApprovalOperator
 
+from airflow_provider_dstack._parameters import budget_cost
+
 if TYPE_CHECKING:
     from airflow_provider_dstack._compat import Context
 
@@ -64,7 +66,7 @@ class DstackBudgetApprovalOperator(ApprovalOperator):
         **kwargs: Any,
     ) -> None:
         super().__init__(subject=subject, **kwargs)
-        self.max_cost = max_cost
+        self.max_cost = budget_cost(max_cost)
         self.planned = planned
         self.dstack_conn_id = dstack_conn_id
         self.project_name = project_name

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from airflow_provider_dstack._compat import AirflowFailException, AirflowSkipException, BaseOperator
-from airflow_provider_dstack._parameters import one_of
+from airflow_provider_dstack._parameters import budget_cost, one_of
 
 if TYPE_CHECKING:
     from airflow_provider_dstack._compat import Context
@@ -58,7 +58,7 @@ class DstackBudgetOperator(BaseOperator):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.max_cost = max_cost
+        self.max_cost = budget_cost(max_cost)
         self.planned = planned
         self.when_spent = one_of("when_spent", when_spent, _WHEN_SPENT)
         self.dstack_conn_id = dstack_conn_id
@@ -98,7 +98,7 @@ class DstackBudget:
             and ``response_timeout``. Default: none.
 
     Raises:
-        ValueError: ``when_spent`` or ``approval`` is wrong.
+        ValueError: ``max_cost``, ``when_spent`` or ``approval`` is wrong.
 
     Example:
         ``DstackBudget(max_cost=50, when_spent="skip").covers(train, evaluate)``
@@ -111,7 +111,7 @@ class DstackBudget:
         *,
         approval: Mapping[str, Any] | None = None,
     ) -> None:
-        self.max_cost = max_cost
+        self.max_cost = budget_cost(max_cost)
         self.when_spent = one_of("when_spent", when_spent, (*_WHEN_SPENT, "approve"))
         self.approval = dict(approval or {})
         if self.approval and when_spent != "approve":

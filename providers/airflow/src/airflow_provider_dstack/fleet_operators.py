@@ -17,7 +17,7 @@ from airflow_provider_dstack._compat import (
     deferral_errors,
 )
 from airflow_provider_dstack._parameters import at_least, most, yes_or_no
-from airflow_provider_dstack._resource_names import ResourceOwner
+from airflow_provider_dstack._resource_names import ResourceOwner, setup_id
 from airflow_provider_dstack._resource_waits import sleep_unless
 from airflow_provider_dstack._templates import TemplatedModels
 from airflow_provider_dstack.errors import DstackError
@@ -359,7 +359,7 @@ class DstackDeleteFleetOperator(BaseOperator):
         return found
 
     def _of_task(self, client: Client, context: Context) -> dict[str, str | None]:
-        owner = ResourceOwner.of(context, "fleet", str(self.fleet_of))
+        owner = ResourceOwner.of(context, "fleet", setup_id(context, "fleet_of", self.fleet_of))
         # Clearing a DAG run gives it another start, from which marks are drawn; its XComs stay.
         pulled = context["ti"].xcom_pull(task_ids=owner.task_id, key=FLEET_NAME_KEY)
         pushed = [pulled] if isinstance(pulled, str) else list(pulled or ())

@@ -15,6 +15,7 @@ from airflow_provider_dstack._compat import (
     mask_secret,
 )
 from airflow_provider_dstack._parameters import at_least, yes_or_no
+from airflow_provider_dstack._resource_names import setup_id
 from airflow_provider_dstack.errors import DstackRunInterrupted
 
 if TYPE_CHECKING:
@@ -84,7 +85,8 @@ class DstackSecretsOperator(BaseOperator):
     ) -> None:
         from airflow_provider_dstack._airflow_secrets import check_sources
 
-        super().__init__(**kwargs)
+        # ``output["HF_TOKEN"]`` reads an XCom of that key.
+        super().__init__(**{"multiple_outputs": True, **kwargs})
         self.secret_sources = check_sources(secrets)
         self.keep = yes_or_no("keep", keep)
         self.overwrite = yes_or_no("overwrite", overwrite)
@@ -225,10 +227,11 @@ class DstackDeleteSecretsOperator(BaseOperator):
         from airflow_provider_dstack._secret_owners import owner_of_secret, owner_prefix
         from dstack_core import DstackError as CoreError
 
-        ti, task_id = context["ti"], str(self.secrets_of)
+        ti, task_id = context["ti"], setup_id(context, "secrets_of", self.secrets_of)
         prefix = owner_prefix(context, task_id)
         # Clearing a DAG run gives it another start, from which names are made; its XComs stay.
-        pushed = _names_in(ti.xcom_pull(task_ids=task_id))
+        index = {"map_indexes": ti.map_index} if ti.map_index >= 0 else {}
+        pushed = _names_in(ti.xcom_pull(task_ids=task_id, **index))
         deleted = []
         try:
             with self.hook().client(retry_budget=self.retry_budget) as client:

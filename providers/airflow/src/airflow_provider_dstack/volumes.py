@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow_provider_dstack._compat import AirflowTaskTimeout, BaseOperator, Context
 from airflow_provider_dstack._parameters import at_least, yes_or_no
-from airflow_provider_dstack._resource_names import ResourceOwner
+from airflow_provider_dstack._resource_names import ResourceOwner, setup_id
 from airflow_provider_dstack._resource_waits import sleep_unless
 from airflow_provider_dstack._templates import TemplatedModels
 from airflow_provider_dstack.errors import DstackError
@@ -282,7 +282,7 @@ class DstackDeleteVolumeOperator(BaseOperator):
         return found
 
     def _of_task(self, client: Client, context: Context) -> list[str]:
-        owner = ResourceOwner.of(context, "volume", str(self.volume_of))
+        owner = ResourceOwner.of(context, "volume", setup_id(context, "volume_of", self.volume_of))
         # Clearing a DAG run gives it another start, from which tags are made; its XComs stay.
         pulled = context["ti"].xcom_pull(task_ids=owner.task_id, key=VOLUME_NAME_KEY)
         pushed = [pulled] if isinstance(pulled, str) else list(pulled or ())
