@@ -200,10 +200,8 @@ def test_the_teardown_of_a_mapped_group_leaves_the_secrets_of_other_indexes(clie
 
 
 def test_the_teardown_of_a_task_that_the_dag_lacks_is_an_error() -> None:
-    context = {
-        **context_of(task_id="delete"),
-        "dag": SimpleNamespace(dag_id="etl", task_ids=["sett", "delete"]),
-    }
+    context = context_of(task_id="delete")
+    context["dag"] = SimpleNamespace(dag_id="etl", task_ids=["sett", "delete"])
     with pytest.raises(AirflowFailException, match="secrets_of: expected a task of DAG etl, got 'set'"):
         deleting().execute(context)
 

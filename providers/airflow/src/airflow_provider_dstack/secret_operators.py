@@ -230,8 +230,10 @@ class DstackDeleteSecretsOperator(BaseOperator):
         ti, task_id = context["ti"], setup_id(context, "secrets_of", self.secrets_of)
         prefix = owner_prefix(context, task_id)
         # Clearing a DAG run gives it another start, from which names are made; its XComs stay.
-        index = {"map_indexes": ti.map_index} if ti.map_index >= 0 else {}
-        pushed = _names_in(ti.xcom_pull(task_ids=task_id, **index))
+        if ti.map_index is None or ti.map_index < 0:
+            pushed = _names_in(ti.xcom_pull(task_ids=task_id))
+        else:
+            pushed = _names_in(ti.xcom_pull(task_ids=task_id, map_indexes=ti.map_index))
         deleted = []
         try:
             with self.hook().client(retry_budget=self.retry_budget) as client:
