@@ -137,5 +137,5 @@ def test_a_kill_while_the_task_resumes_stops_the_service(server: LocalServer) ->
 def test_a_kill_while_it_is_deferred_stops_the_service(server: LocalServer, ended_by_a_user: object) -> None:
     trigger = deferred(operator(free_port(), "sleep 600")).trigger
 
-    asyncio.run(killed(trigger, lambda: trigger._token))
+    asyncio.run(killed(trigger, lambda: trigger._hidden))
     assert over(run_of_task(server)).raw_status == "terminated"
