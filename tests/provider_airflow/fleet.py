@@ -27,9 +27,12 @@ _HERE = Path(__file__).parent
 # With six tasks, both workers have some.
 _SLOTS = 5
 # A task counts as lost once its supervisor has sent no heartbeat for so long; a busy machine needs half of that.
-HEARTBEAT_SECONDS = 40
-# As above, for schedulers and triggerers.
+HEARTBEAT_SECONDS = 60
+# As above, for schedulers.
 _HEALTH_SECONDS = 30
+# As above, for triggerers. One that gets no CPU time for so long loses its triggers to the other and lives on:
+# until it notices, both relay.
+_TRIGGERER_HEALTH_SECONDS = 90
 _SETTINGS = {
     "CELERY__SYNC_PARALLELISM": "1",
     "CELERY__WORKER_CONCURRENCY": str(_SLOTS),
@@ -41,7 +44,8 @@ _SETTINGS = {
     "SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": str(HEARTBEAT_SECONDS),
     # Both triggerers get their share.
     "TRIGGERER__MAX_TRIGGER_TO_SELECT_PER_LOOP": "5",
-    "TRIGGERER__TRIGGERER_HEALTH_CHECK_THRESHOLD": str(_HEALTH_SECONDS),
+    "TRIGGERER__RUNNER_HEALTH_CHECK_THRESHOLD": str(_TRIGGERER_HEALTH_SECONDS),
+    "TRIGGERER__TRIGGERER_HEALTH_CHECK_THRESHOLD": str(_TRIGGERER_HEALTH_SECONDS),
     "WORKERS__MIN_HEARTBEAT_INTERVAL": "2",
 }
 

@@ -57,7 +57,7 @@ def test_a_lost_triggerer_is_replaced_by_the_other_one(
     fleet.lose("triggerer")
     try:
         wait_for(
-            "take-over", lambda: watched_by(watched, "triggerer-2") == watched.states()["deferred"], 180, 1.0
+            "take-over", lambda: watched_by(watched, "triggerer-2") == watched.states()["deferred"], 300, 1.0
         )
         finish(watched, record_property)
     finally:
@@ -72,7 +72,7 @@ def test_a_triggerer_that_hangs_and_comes_back_stops_nothing(
     fleet.lose("triggerer", signal.SIGSTOP)
     try:
         wait_for(
-            "take-over", lambda: watched_by(watched, "triggerer-2") == watched.states()["deferred"], 180, 1.0
+            "take-over", lambda: watched_by(watched, "triggerer-2") == watched.states()["deferred"], 300, 1.0
         )
     finally:
         fleet.lose("triggerer", signal.SIGCONT)
