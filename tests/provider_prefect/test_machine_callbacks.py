@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from prefect import flow
 from prefect.client.schemas.objects import FlowRun
+from prefect.states import Pending
 from pydantic import ValidationError
 
 from dstack_core import CallbackEvent, ConfigurationError, RunCallbacks
@@ -46,6 +47,8 @@ def watched(
 
     async def go() -> int:
         async with DstackWorker(work_pool_name=pool) as machines:
+            # As Prefect hands it out; a scheduled one would be executed again.
+            await machines.client.set_flow_run_state(flow_run.id, Pending(), force=True)
             status = (await machines.run(flow_run, configuration)).status_code
             await asyncio.gather(*machines._background)
             return status

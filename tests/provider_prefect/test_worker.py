@@ -15,7 +15,7 @@ import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun
 from prefect.exceptions import InfrastructureNotAvailable, InfrastructureNotFound
-from prefect.states import Cancelled, Cancelling, Completed, Crashed, Running
+from prefect.states import Cancelled, Cancelling, Completed, Crashed, Pending, Running
 
 from dstack_core import Run
 from dstack_core.integration import describe_outcome
@@ -221,6 +221,9 @@ def inside(
 
     async def go() -> int:
         async with DstackWorker(work_pool_name=pool) as machines:
+            if state_of(flow_run.id).is_scheduled():
+                # As Prefect hands it out; a scheduled one would be executed again.
+                await machines.client.set_flow_run_state(flow_run.id, Pending(), force=True)
             status = (await machines.run(flow_run, configuration)).status_code
             await asyncio.gather(*machines._background)
             return status
