@@ -253,13 +253,14 @@ class JobCarrier:
         try:
             await asyncio.wait({exited, asked, limit, lost}, return_when=asyncio.FIRST_COMPLETED)
             work.finish()
+            # First: a busy server may see both at once, and the exit on a lost machine is not heard of.
+            if lost.done() and not asked.done() and not limit.done():
+                return None
             if exited.done() and not asked.done():
                 status = exited.result()
                 if status == 0:
                     return Outcome("done_by_runner", 0)
                 return Outcome("container_exited_with_error", status, "")
-            if lost.done() and not asked.done() and not limit.done():
-                return None
             late = Outcome("max_duration_exceeded", message="Max duration exceeded")
             self._set.job(run, job, "terminating", ending.reason or late.reason)
             if not ending.at_once.is_set():
