@@ -17,10 +17,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from airflow_provider_dstack._resource_names import ResourceOwner
-from airflow_provider_dstack._resource_verdicts import judge
+from airflow_provider_dstack._resource_verdicts import Action, deletion_failure, judge
 
 if TYPE_CHECKING:
     from airflow_provider_dstack._compat import TaskFacts, TaskInstanceLike
@@ -45,7 +45,7 @@ class FleetFinding:
     fleet_name: str
     task_instance: str
     state: str
-    action: Literal["left", "deleted", "would delete", "not deleted"]
+    action: Action
     reason: str
 
 
@@ -74,7 +74,7 @@ def reap_fleets(
     found = []
     for name, mark, owner in owned:
         verdict = judge(owner, ask, kind="fleet", stop_unknown=stop_unknown)
-        action: Any = "left" if not verdict.deletes else "would delete" if dry_run else "deleted"
+        action = verdict.action(dry_run=dry_run)
         found.append((mark, FleetFinding(name, str(owner), verdict.state, action, verdict.reason)))
     end = clock.monotonic() + IN_USE_SECONDS
     findings = [
@@ -96,13 +96,8 @@ def describe_fleet(finding: FleetFinding) -> str:
 
 def fleet_failure(findings: Sequence[FleetFinding]) -> str | None:
     """Return one message about the fleets that could not be deleted, None when there are none."""
-    failed = [one for one in findings if one.action == "not deleted"]
-    if not failed:
-        return None
-    shown = "; ".join(f"{one.fleet_name} ({one.reason})" for one in failed)
-    return (
-        f"Reaping: expected every deletion to succeed, got {len(failed)} that failed. Delete these: {shown}"
-    )
+    failed = [(one.fleet_name, one.reason) for one in findings if one.action == "not deleted"]
+    return deletion_failure(failed, "these")
 
 
 def _delete(client: Client, mark: str | None, finding: FleetFinding, seconds: float) -> FleetFinding:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from airflow_provider_dstack._reap_fleets import FleetFinding, describe_fleet, fleet_failure, reap_fleets
-from airflow_provider_dstack._resource_verdicts import judge
+from airflow_provider_dstack._resource_verdicts import Action, deletion_failure, judge
 from airflow_provider_dstack._secret_owners import owner_of_secret
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ class SecretFinding:
     secret_name: str
     dag_run: str
     state: str
-    action: Literal["left", "deleted", "would delete", "not deleted"]
+    action: Action
     reason: str
 
 
@@ -80,7 +80,7 @@ def reap_secrets(
         owner = owner_of_secret(name)
         if owner is not None:
             verdict = judge(owner, ask, kind="secret", stop_unknown=stop_unknown)
-            action: Any = "left" if not verdict.deletes else "would delete" if dry_run else "deleted"
+            action = verdict.action(dry_run=dry_run)
             dag_run = f"{owner.dag_id}/{owner.run_id}"
             found.append(SecretFinding(name, dag_run, verdict.state, action, verdict.reason))
     findings = [_delete(client, one) if one.action == "deleted" else one for one in found]
@@ -99,14 +99,8 @@ def describe_secret(finding: SecretFinding) -> str:
 
 def secret_failure(findings: Sequence[SecretFinding]) -> str | None:
     """Return one message about the secrets that could not be deleted, None when there are none."""
-    failed = [one for one in findings if one.action == "not deleted"]
-    if not failed:
-        return None
-    shown = "; ".join(f"{one.secret_name} ({one.reason})" for one in failed)
-    return (
-        f"Reaping: expected every deletion to succeed, got {len(failed)} that failed. Delete these project "
-        f"secrets: {shown}"
-    )
+    failed = [(one.secret_name, one.reason) for one in findings if one.action == "not deleted"]
+    return deletion_failure(failed, "these project secrets")
 
 
 def _names(client: Client) -> list[str]:

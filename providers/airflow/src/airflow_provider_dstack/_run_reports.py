@@ -177,14 +177,20 @@ class RunReports:
 
 def push_reports(ti: TaskInstanceLike, xcoms: Mapping[str, Any], reports: RunReports, log: Any) -> None:
     """Write XComs of what a run reported. Blocks; what cannot be written is logged and tried again later."""
+    if left := _write(ti, xcoms, log):
+        reports.not_pushed(left)
+
+
+def _write(ti: TaskInstanceLike, xcoms: Mapping[str, Any], log: Any) -> dict[str, Any]:
+    """Write XComs; log what could not be written, and return it."""
     left = dict(xcoms)
     try:
         for key, value in xcoms.items():
             push_xcom(ti, key, value)
             del left[key]
     except Exception as error:
-        reports.not_pushed(left)
         log.warning("Could not write the XComs %s: %r.", ", ".join(left), error)
+    return left
 
 
 class ReportPusher:
@@ -232,12 +238,8 @@ class StatePusher:
             return
         self._last = self._clock()
         new = {key: state[key] for key in _KEYS if state.get(key) and state[key] != self._pushed.get(key)}
-        try:
-            for key in list(new):
-                push_xcom(ti, key, new[key])
-                self._pushed[key] = new.pop(key)
-        except Exception as error:
-            self._log.warning("Could not write the XComs %s: %r.", ", ".join(new), error)
+        left = _write(ti, new, self._log)
+        self._pushed.update({key: value for key, value in new.items() if key not in left})
 
 
 def describe_outlets(

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun
 
     from dstack_core import AsyncClient, AsyncRun, Outcome
+    from dstack_core.integration import StopResult
 
 # Prefect kills the process of such a flow run within 30 s, and dstack ends the machine then. A shorter time
 # stops a machine that is about to end; a longer one pays for one that is not.
@@ -71,7 +72,7 @@ async def wait_for_end(client: AsyncClient, run: AsyncRun, logger: Any = None) -
         DstackError: The stop was refused or not confirmed, or the run has not ended ten minutes later.
     """
     from dstack_core import DstackError
-    from dstack_core.integration import RunRef, astop_run, describe_stop
+    from dstack_core.integration import describe_stop
 
     logger = logger or logging.getLogger(__name__)
     logger.info("Run %s of the last execution has not ended; the next one waits for that.", run.name)
@@ -82,17 +83,25 @@ async def wait_for_end(client: AsyncClient, run: AsyncRun, logger: Any = None) -
         if waited > _END_SECONDS + _STOPPED_SECONDS:
             raise DstackError(f"Run {run.name} of the last execution was stopped and has not ended.")
         if waited > _END_SECONDS and not is_stopped:
-            result = await astop_run(
-                client,
-                RunRef(run.name, run.marker or "", generated=True),
-                run_id=run.id,
-                timeout=PATIENT_TIMEOUT,
-                log=logger,
-                reason="the flow run is executed again",
-                backstop="Stop it yourself",
+            result = await stop_machine(
+                client, run, logger, reason="the flow run is executed again", backstop="Stop it yourself"
             )
             if not result.is_safe:
                 raise DstackError(describe_stop(result))
             is_stopped = True
         await asyncio.sleep(_LOOK_SECONDS)
         found = await client.runs.get(run.name, retry_budget=PATIENT_TIMEOUT)
+
+
+async def stop_machine(client: AsyncClient, run: AsyncRun, logger: Any, **options: Any) -> StopResult:
+    """Stop the machine of a flow run; ``options`` are further ones of ``astop_run``."""
+    from dstack_core.integration import RunRef, astop_run
+
+    return await astop_run(
+        client,
+        RunRef(run.name, run.marker or "", generated=True),
+        run_id=run.id,
+        timeout=PATIENT_TIMEOUT,
+        log=logger,
+        **options,
+    )

@@ -27,8 +27,8 @@ from prefect_dstack._end_reports import StoppingReport
 from prefect_dstack._log_relay import client_warnings_in
 from prefect_dstack._names import former_machine_name, worker_marker_prefix
 from prefect_dstack._secrets import git_credentials_named
-from prefect_dstack._worker_evictions import wait_for_end
-from prefect_dstack.credentials import PATIENT_TIMEOUT, aload, aload_git, open_async_client
+from prefect_dstack._worker_evictions import stop_machine, wait_for_end
+from prefect_dstack.credentials import aload, aload_git, open_async_client
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import PrefectClient
@@ -282,17 +282,13 @@ class Guard:
 
     async def _stop(self, state: State[Any]) -> None:
         """Stop the machine; the next sleep repeats a stop that was not confirmed."""
-        from dstack_core.integration import RunRef, astop_run
-
         self._logger.warning("The flow run is %s and no longer needs a machine.", state.name)
         run = self._run
         report = StoppingReport(str(self._flow_run_id), self._logger)
-        result = await astop_run(
+        result = await stop_machine(
             self._client,
-            RunRef(run.name, run.marker or "", generated=True),
-            run_id=run.id,
-            timeout=PATIENT_TIMEOUT,
-            log=self._logger,
+            run,
+            self._logger,
             reason=f"the flow run is {state.name}",
             backstop="This worker tries again",
             on_accepted=report,

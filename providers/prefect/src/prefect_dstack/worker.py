@@ -35,7 +35,7 @@ from prefect_dstack._end_reports import StoppingReport, flow_run_of
 from prefect_dstack._log_relay import Relay
 from prefect_dstack._orphaned_runs import stop_left_over
 from prefect_dstack._stop import BACKSTOP
-from prefect_dstack._worker_evictions import is_scheduled, may_be_rescheduled, reschedule
+from prefect_dstack._worker_evictions import is_scheduled, may_be_rescheduled, reschedule, stop_machine
 from prefect_dstack._worker_runs import (
     Guard,
     HandedOver,
@@ -153,7 +153,7 @@ class DstackWorker(BaseWorker[DstackJobConfiguration, DstackVariables, DstackWor
             DstackError: The stop was refused or not confirmed, or another server error.
         """
         from dstack_core import DstackError
-        from dstack_core.integration import RunRef, astop_run, describe_stop
+        from dstack_core.integration import describe_stop
 
         logger = get_worker_logger(self)
         project, _, run_name = infrastructure_pid.rpartition(":")
@@ -169,12 +169,10 @@ class DstackWorker(BaseWorker[DstackJobConfiguration, DstackVariables, DstackWor
                 raise InfrastructureNotFound(f"no active run {run_name} in project {project!r}")
             # If this worker ends before the machine does, the reaper reports the end.
             report = StoppingReport(flow_run_of(run.marker), logger)
-            result = await astop_run(
+            result = await stop_machine(
                 client,
-                RunRef(run.name, run.marker or "", generated=True),
-                run_id=run.id,
-                timeout=PATIENT_TIMEOUT,
-                log=logger,
+                run,
+                logger,
                 abort=grace_seconds <= 0,
                 reason="Prefect ends the flow run's infrastructure",
                 backstop=BACKSTOP,
