@@ -142,7 +142,8 @@ class AsyncFleetCollection(_AsyncCollection):
             instances: The numbers of the machines to delete. Default: the whole fleet.
             marker: With one, a fleet that carries another marker is left alone.
             until: Return once the server has accepted the request, or once the machines are gone.
-            wait_for_runs: If runs use it, wait for their ends instead of being refused. Default: False.
+            wait_for_runs: If runs use it, or wait for one of its machines, wait for their ends. Default:
+                False, a fleet in use is refused.
             timeout: Time limit in seconds. None: retry an unreachable server for the client's budget, and
                 wait for the end without a limit.
             sleep: An async function of seconds that replaces ``asyncio.sleep``.

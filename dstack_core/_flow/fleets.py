@@ -17,10 +17,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from dstack_core._flow.queries import active_runs
 from dstack_core._flow.retry import Patience, RetryBudget
 from dstack_core._flow.steps import Op, Sleep, call
 from dstack_core._flow.submit import SETTLE_SECONDS
 from dstack_core._flow.version_check import VersionCheck
+from dstack_core._wire.api import Api
 from dstack_core._wire.fleets import FleetApi, StoredFleet, StoredFleetPlan, fleet_spec
 from dstack_core.errors import (
     ProtocolError,
@@ -112,14 +114,17 @@ def delete_fleet(
 ) -> Op[bool]:
     """Delete a fleet, or machines of it; return whether there was one.
 
-    With ``wait_for_runs`` it is deleted once the runs that use it have ended. Raises
-    ``ResourceNameTakenError`` for a fleet with another marker, and the other server errors.
+    With ``wait_for_runs`` it is deleted once the runs that use it, or wait for one of its machines, have
+    ended. Raises ``ResourceNameTakenError`` for a fleet with another marker, and the other server errors.
     """
     found = yield from call(api.get(name))
     if found is None:
         return False
     if marker is not None and found.fleet.marker != marker:
         raise _taken(api, found.fleet)
+    # The server refuses a deletion for a run that has a machine. One that waits for its first would fail.
+    while wait_for_runs and instances is None and (yield from _is_wanted(api.api, name)):
+        yield Sleep(PAUSE_SECONDS)
     refusals = 0
     while True:
         try:
@@ -142,6 +147,13 @@ def delete_fleet(
     while until_deleted and (yield from _is_left(api, found, instances)):
         yield Sleep(PAUSE_SECONDS)
     return True
+
+
+def _is_wanted(api: Api, name: str) -> Op[bool]:
+    """Return whether an active run names the fleet; it may be given as ``PROJECT/NAME``."""
+    known = (name, f"{api.project}/{name}")
+    active = yield from active_runs(api, lambda run: any(fleet in known for fleet in run.fleets))
+    return bool(active)
 
 
 def wait_for_machines(api: FleetApi, name: str, number: int) -> Op[Fleet | None]:

@@ -40,6 +40,11 @@ def list_runs(
     return runs
 
 
+def active_runs(api: Api, is_wanted: Callable[[RunSnapshot], bool]) -> Op[list[RunSnapshot]]:
+    """Return the project's active runs that ``is_wanted`` returns True for, newest first."""
+    return (yield from _pages(api, only_active=True, is_wanted=is_wanted))
+
+
 def _pages(
     api: Api,
     *,

@@ -23,7 +23,7 @@ from dstack_core._wire.hardware import read_hardware
 from dstack_core._wire.http_messages import text, time_of
 from dstack_core._wire.run_attempts import attempts_of
 from dstack_core._wire.survival import loss_that_ended
-from dstack_core._wire.waits import WaitsFor, waits_for
+from dstack_core._wire.waits import WaitsFor, names_in, waits_for
 from dstack_core.models.cost_limits import CostLimit
 from dstack_core.models.debug import HOLD_PREFIX
 from dstack_core.models.failure_categories import describe_exit, find_category
@@ -121,7 +121,7 @@ class RunSnapshot:
     ``configuration_path`` (PROTOCOL 1.4). ``env`` stays out of the repr: its values may be secrets.
     ``hold_seconds`` is how long its container is held after its commands have failed; None: not at all.
     ``waits`` is what it waits for before its start. ``cost_limit`` is what it may cost.
-    ``user`` is who submitted it.
+    ``user`` is who submitted it. ``fleets`` are the names of those that it may use; none: any.
     ``has_pages``: the server's UI has a page for a run's log, and one for its metrics.
     """
 
@@ -147,6 +147,7 @@ class RunSnapshot:
     tags: Mapping[str, str] = field(default_factory=dict)
     cost_limit: CostLimit | None = None
     user: str = ""
+    fleets: tuple[str, ...] = ()
 
     @property
     def is_active(self) -> bool:
@@ -215,6 +216,7 @@ def parse_run(data: Mapping[str, Any]) -> RunSnapshot:
         tags=_tags(spec),
         cost_limit=CostLimit.from_env(env) if env else None,
         user=text(data.get("user")) or "",
+        fleets=tuple(names_in(spec, "fleets")),
     )
 
 

@@ -46,6 +46,10 @@ def with_survival(
         raise ConfigurationError(
             "survive: expected no retry_policy with it, got both. Leave one of them out."
         )
+    if configuration.retry:
+        raise ConfigurationError(
+            "survive: expected no `retry` in the configuration with it, got both. Leave one of them out."
+        )
     if survive.checkpoint is not None:
         check_checkpoint(configuration, survive.checkpoint)
     limits: dict[str, Any] = {"seconds": survive.seconds}

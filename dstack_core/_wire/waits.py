@@ -132,17 +132,22 @@ def _requirements(spec: Mapping[str, Any]) -> str:
     return ", ".join(parts)
 
 
+def names_in(spec: Mapping[str, Any], key: str) -> list[str]:
+    """Return the names in a list of a run's spec: the profile's, else the configuration's."""
+    for source in ("profile", "configuration"):
+        value = (spec.get(source) or {}).get(key)
+        if isinstance(value, list) and value:
+            return [str(one.get("name")) if isinstance(one, Mapping) else str(one) for one in value]
+    return []
+
+
 def _places(run: Mapping[str, Any]) -> str:
     """Return where a machine may be: backends, regions, fleets. The profile wins over the configuration."""
     spec = run.get("run_spec") or {}
     found = []
     for name in ("backends", "regions", "fleets"):
-        for source in ("profile", "configuration"):
-            value = (spec.get(source) or {}).get(name)
-            if isinstance(value, list) and value:
-                shown = [str(one.get("name")) if isinstance(one, Mapping) else str(one) for one in value]
-                found.append(f"{name} {', '.join(shown[:5])}{', ...' if len(shown) > 5 else ''}")
-                break
+        if shown := names_in(spec, name):
+            found.append(f"{name} {', '.join(shown[:5])}{', ...' if len(shown) > 5 else ''}")
     return f"; {'; '.join(found)}" if found else ""
 
 

@@ -121,6 +121,7 @@ class Server:
             fleets__create=[self.create],
             fleets__delete=[self.delete],
             fleets__delete_instances=[self.delete],
+            runs__list=[reply([])],
             server__get_info=[reply({"server_version": self.release})],
         )
 
@@ -301,6 +302,24 @@ def test_a_fleet_that_runs_use_is_deleted_once_they_have_ended(driver: Driver, e
     assert driver.clock.slept == [PAUSE_SECONDS, PAUSE_SECONDS]
     # Not the other fleet that has the name by then.
     assert script.paths().count("fleets/delete") == (3 if end == "free" else 2)
+
+
+@pytest.mark.parametrize("named", ["train", {"name": "train"}, "main/train"])
+def test_a_fleet_is_kept_for_a_run_that_waits_for_a_machine_of_it(driver: Driver, named: Any) -> None:
+    server = Server(marker="mine")
+    script = server.script()
+    waiting = copy.deepcopy(recorded("runs_list_0.22.5")[0])
+    waiting["run_spec"]["profile"] = None
+    waiting["run_spec"]["configuration"]["fleets"] = [named]
+    other = copy.deepcopy(waiting)
+    other["run_spec"]["configuration"]["fleets"] = ["another"]
+    script.answers["runs/list"] = [reply([other, waiting]), reply([other, waiting]), reply([other])]
+    assert driver.run(deleted(wait_for_runs=True), script) is True
+    assert driver.clock.slept == [PAUSE_SECONDS, PAUSE_SECONDS]
+    assert script.paths().count("fleets/delete") == 1
+    script = server.script()
+    assert driver.run(deleted(), script) is True
+    assert "runs/list" not in script.paths()
 
 
 def test_a_fleet_that_runs_use_is_not_waited_for_unasked(driver: Driver) -> None:

@@ -175,6 +175,16 @@ def test_a_wrong_survive_is_one_error_before_anything_is_submitted(
     assert server.runs == []
 
 
+def test_a_retry_of_the_configuration_is_not_replaced(client: Client, server: LocalServer) -> None:
+    task = dstack.Task.model_validate({"commands": ["true"], "retry": {"on_events": ["error"]}})
+    with pytest.raises(ConfigurationError, match=r"^survive: expected no `retry` in the configuration"):
+        client.runs.submit(task, survive="4h")
+    assert server.runs == []
+    off = dstack.Task.model_validate({"commands": ["true"], "retry": False})
+    client.runs.submit(off, survive={"events": ["no-capacity"], "duration": 90})
+    assert server.runs[0].configuration["retry"] == {"on_events": ["no-capacity"], "duration": 90}
+
+
 def test_only_a_task_can_survive(client: Client) -> None:
     with pytest.raises(ConfigurationError, match=r"^survive: expected a task, got type 'service'"):
         client.runs.submit(dstack.Service(commands=["true"], port=80), survive="4h")

@@ -10,7 +10,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from prefect import State, flow
+from prefect import State, flow, task
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun
 from prefect.exceptions import TerminationSignal
@@ -28,6 +28,7 @@ from prefect_dstack import (
     acreate_fleet,
     adelete_fleet,
     arun_task,
+    asubmit_run,
     create_fleet,
     delete_fleet,
     dstack_fleet,
@@ -75,6 +76,56 @@ def test_runs_inside_the_block_use_its_fleet_and_it_is_deleted(
     assert name.startswith("nightly-warm-")
     assert fleets_named(dstack) == [[name], [name], ["other"], None]
     assert fleets(dstack) == {}
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_the_block_waits_for_a_run_that_has_no_machine_yet(
+    dstack: LocalServer, credentials: DstackCredentials, is_async: bool
+) -> None:
+    dstack.scenarios.capacity_after(3)
+
+    def check(run: Any) -> None:
+        (seen,) = [one for one in dstack.runs if one.name == run["run_name"]]
+        assert seen.status == "done"
+        assert fleets(dstack) == {}
+
+    @flow
+    def nightly() -> None:
+        with dstack_fleet(ELASTIC, credentials):
+            run = submit_run(QUICK, credentials, retry_policy=True)
+        check(run)
+
+    @flow
+    async def anightly() -> None:
+        async with dstack_fleet(ELASTIC, credentials):
+            run = await asubmit_run(QUICK, credentials, retry_policy=True)
+        check(run)
+
+    asyncio.run(anightly()) if is_async else nightly()
+
+
+def test_a_task_that_begins_after_its_block_submits_nothing(
+    dstack: LocalServer, credentials: DstackCredentials
+) -> None:
+    block_has_ended = threading.Event()
+
+    @task
+    def late() -> None:
+        assert block_has_ended.wait(60)
+        run_task(QUICK, credentials, **OPTIONS)
+
+    @flow
+    def nightly() -> str:
+        with dstack_fleet(ELASTIC, credentials):
+            future = late.submit()
+        block_has_ended.set()
+        with pytest.raises(core.ConfigurationError) as error:
+            future.result()
+        run_task(QUICK, credentials, **OPTIONS)
+        return str(error.value)
+
+    assert "Wait for the task inside of the block" in nightly()
+    assert fleets_named(dstack) == [None]
 
 
 def test_the_async_block_does_the_same(dstack: LocalServer, credentials: DstackCredentials) -> None:

@@ -24,7 +24,9 @@ from prefect_dstack import (
     arun_task,
     run_task,
     stop_dstack_runs,
+    submit_run,
     sync_secrets,
+    wait_for_run,
 )
 from prefect_dstack._names import Owner
 from prefect_dstack._resource_names import identify_secret, owner_of_secret
@@ -232,3 +234,28 @@ def test_a_server_without_secrets_is_one_clear_error(
 @pytest.mark.parametrize("name", ["HF_TOKEN", "prefect_s_" + "0" * 32 + "_0_A", "prefect_f_12_0_A"])
 def test_other_names_have_no_owner(name: str) -> None:
     assert owner_of_secret(name) is None
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_a_run_that_is_followed_by_another_task_shows_no_value(
+    dstack: LocalServer, credentials: DstackCredentials, caplog: pytest.LogCaptureFixture, keep: bool
+) -> None:
+    """Inside the block, after it, in a block of another secret, by dict and by name."""
+    token = f"{VALUE}{keep}"
+    quick: dict[str, Any] = {"poll_interval": 0.1}
+
+    @flow
+    def train() -> None:
+        with sync_secrets({"HF_TOKEN": SecretStr(token)}, credentials, keep=keep, overwrite=keep) as env:
+            runs = [submit_run({**PRINTS, "name": f"part-{each}"}, credentials, env=env) for each in range(4)]
+            wait_for_run(runs[0], credentials, **quick)
+            wait_for_run.submit(runs[1], credentials, **quick).result()
+            with sync_secrets({"OTHER": SecretStr("another_value")}, credentials):
+                wait_for_run(runs[2]["run_name"], credentials, **quick)
+            # The server has resolved the reference once the job has begun.
+            wait_for_run(runs[3], credentials, stream_logs=False, **quick)
+        wait_for_run(runs[3], credentials, **quick)
+
+    train()
+    assert caplog.text.count(f"got *** and {len(token)} characters") == 4
+    assert token not in caplog.text

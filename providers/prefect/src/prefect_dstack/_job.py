@@ -20,6 +20,7 @@ from prefect_dstack import _log_relay
 from prefect_dstack._callbacks import new_notifier
 from prefect_dstack._cancellation import SLICE_SECONDS, CancelProbe, StopRequested, current_task_runner
 from prefect_dstack._checks import check_log_budget, check_on_crash, check_pace, check_switches
+from prefect_dstack._current_secrets import values_behind
 from prefect_dstack._followers import Heartbeat
 from prefect_dstack._live_artifacts import LiveArtifacts
 from prefect_dstack._log_relay import DEFAULT_LOG_BUDGET, Relay, client_warnings_in
@@ -197,7 +198,7 @@ class Job:
 
         Those of a run that was adopted may have been others.
         """
-        self.relay.masker.add(self.masking.secrets_in(run.env))
+        self.relay.masker.add([*self.masking.secrets_in(run.env), *values_behind(run.env)])
         self.shown_env = shown_env(run.env, self.relay.masker.mask)
         # Prefect cuts a long cell: the user's own come first.
         tags = dict(sorted(run.tags.items(), key=lambda tag: tag[0].startswith("prefect-")))

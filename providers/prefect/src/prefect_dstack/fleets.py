@@ -13,7 +13,7 @@ from prefect.exceptions import TerminationSignal
 
 from prefect_dstack._cancellation import StopRequested
 from prefect_dstack._checks import check_seconds
-from prefect_dstack._current_fleet import enter_fleet, leave_fleet
+from prefect_dstack._current_fleet import BlockFleet, enter_fleet, leave_fleet
 from prefect_dstack._names import calling_owner, task_owner
 from prefect_dstack._owned_fleets import (
     BEFORE_THE_KILL_SECONDS,
@@ -197,8 +197,9 @@ class dstack_fleet:  # Read as a statement: with dstack_fleet(...)
     It is created where the block begins, and deleted where it ends, also by an exception or a cancellation.
     Runs that the block submits use the fleet unless they, or their profile, name ``fleets``; tasks that
     Dask, Ray or a process pool runs have to name it (``fleets: [fleet.name]``). At the end of the block the
-    runs that still use the fleet are waited for. If the process dies first, the hooks of this package or its
-    reaper delete the fleet.
+    runs that use the fleet, or wait for one of its machines, are waited for. A task that was submitted in the
+    block and begins after it fails: wait for tasks inside. If the process dies first, the hooks of this
+    package or its reaper delete the fleet.
 
     Entering the block returns the ``dstack_core.Fleet``. It raises ``ConfigurationError``,
     ``ResourceNameTakenError``, ``WaitTimeoutError`` if the machines are not ready in time, and the other
@@ -248,7 +249,7 @@ class dstack_fleet:  # Read as a statement: with dstack_fleet(...)
         self._retry_budget = retry_budget
         self._job: FleetJob | None = None
         self._block: DstackCredentials | None = None
-        self._token: Token[str | None] | None = None
+        self._token: Token[BlockFleet | None] | None = None
 
     def __enter__(self) -> Fleet:
         self._block = load(self._credentials)

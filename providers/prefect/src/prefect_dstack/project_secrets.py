@@ -48,10 +48,10 @@ class sync_secrets:  # Read as a statement: with sync_secrets(...)
     """Secrets of Prefect as project secrets of dstack, for the time of a ``with`` or ``async with``.
 
     Entering the block sets the secrets and returns a dict for ``env`` of its runs, such as
-    ``{"HF_TOKEN": "${{ secrets.prefect_f_..._HF_TOKEN }}"}``: no value stands in a run's environment. Runs
-    submitted in the block mask the values in their logs. Leaving the block deletes the secrets, also by an
-    exception or a cancellation; wait for its runs inside. If the process dies first, the hooks of this
-    package or its reaper delete them. Servers before 0.19.17 have no project secrets.
+    ``{"HF_TOKEN": "${{ secrets.prefect_f_..._HF_TOKEN }}"}``: no value stands in a run's environment. Logs of
+    runs with such a reference show ``***`` wherever this process relays them. Leaving the block deletes the
+    secrets, also by an exception or a cancellation; wait for its runs inside. If the process dies first, the
+    hooks of this package or its reaper delete them. Servers before 0.19.17 have no project secrets.
 
     It raises ``ConfigurationError``, ``UnsupportedServerError`` on an older server, and the other server
     errors. Leaving it raises no error of a server: what could not be deleted is logged.
@@ -172,7 +172,9 @@ class sync_secrets:  # Read as a statement: with sync_secrets(...)
             )
 
     def _entered(self) -> dict[str, str]:
-        self._token = enter_secrets(tuple(self._values.values()))
+        self._token = enter_secrets(
+            {self._names[variable]: value for variable, value in self._values.items()}
+        )
         self._logger.info("Project secrets are set: %s.", ", ".join(self._names.values()))
         return {variable: f"${{{{ secrets.{name} }}}}" for variable, name in self._names.items()}
 
