@@ -78,6 +78,7 @@ class DstackFleetOperator(TemplatedModels):
     template_ext: Sequence[str] = (".yml", ".yaml")
     template_fields_renderers: ClassVar[dict[str, str]] = {"configuration": "yaml"}
     ui_color = "#d9f2e6"
+    sets_up: ClassVar[str] = "the fleet"
 
     def __init__(
         self,

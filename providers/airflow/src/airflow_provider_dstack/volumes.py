@@ -69,6 +69,7 @@ class DstackVolumeOperator(TemplatedModels):
     template_ext: Sequence[str] = (".yml", ".yaml")
     template_fields_renderers: ClassVar[dict[str, str]] = {"configuration": "yaml"}
     ui_color = "#d9f2e6"
+    sets_up: ClassVar[str] = "the volume"
 
     def __init__(
         self,
