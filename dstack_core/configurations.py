@@ -97,6 +97,12 @@ def load_volume(source: VolumeLike) -> VolumeConfiguration:
 
 
 def _load_other(source: Any, model: type[OtherT]) -> OtherT:
+    loaded = _read_other(source, model)
+    loaded.check()
+    return loaded
+
+
+def _read_other(source: Any, model: type[OtherT]) -> OtherT:
     kind = model.model_fields["type"].default
     if isinstance(source, model):
         return source

@@ -278,7 +278,7 @@ def test_the_forms_of_a_configuration(client: Client, tmp_path: Path) -> None:
         (lambda: delete(fleet_of="a", name="b"), "expected fleet_of .* or name .*, got both"),
         (lambda: DstackDeleteFleetOperator(task_id="x"), "got neither"),
         (lambda: create(machines=-1), "machines: expected a whole number from 0 on"),
-        (lambda: create(wait_timeout=0), "wait_timeout: expected 1 seconds or more"),
+        (lambda: create(wait_timeout=0), "wait_timeout: expected 1 second or more"),
         (lambda: dstack_fleet("gpus"), "expected a configuration, got only the name 'gpus'"),
     ],
 )

@@ -241,7 +241,7 @@ def test_the_forms_of_a_configuration(client: Client, tmp_path: Path) -> None:
     [
         (lambda: delete(volume_of="a", name="b"), "expected volume_of .* or name .*, got both"),
         (lambda: DstackDeleteVolumeOperator(task_id="x"), "got neither"),
-        (lambda: create(wait_timeout=0), "wait_timeout: expected 1 seconds or more"),
+        (lambda: create(wait_timeout=0), "wait_timeout: expected 1 second or more"),
         (lambda: create(keep=True), "name: expected one for a volume with keep=True"),
         (lambda: create(keep="yes", name="data"), "keep: expected True or False"),
     ],
