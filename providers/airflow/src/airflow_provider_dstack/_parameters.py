@@ -71,9 +71,14 @@ def _mapping_in(value: Any) -> Any:
     from dstack_core import ConfigurationError
 
     try:
-        return yaml.safe_load(value)
+        found = yaml.safe_load(value)
     except yaml.YAMLError as error:
         raise ConfigurationError(f"configuration: expected YAML, got {error}.") from None
+    if not isinstance(found, Mapping):
+        raise ConfigurationError(
+            f"configuration: expected a dict, YAML text or the path of a .yml or .yaml file, got {value!r}."
+        )
+    return found
 
 
 def with_local_paths(configuration: Configuration, folder: Path | None) -> Configuration:
