@@ -19,4 +19,8 @@ with (
     DAG("example_dstack_secrets", schedule=None, tags=["example", "dstack"], doc_md=__doc__) as dag,
     dstack_secrets({"HF_TOKEN": "{{ var.value.get('hf_token', 'hf_example') }}"}) as secrets,
 ):
-    DstackRunOperator(task_id="download", configuration=DOWNLOAD, env=secrets.env)
+    DstackRunOperator(
+        task_id="download",
+        configuration=DOWNLOAD,
+        env=secrets.env,  # type: ignore[arg-type]  # Airflow fills in the value
+    )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from prefect import flow
 from prefect.blocks.system import Secret
+from pydantic import SecretStr
 
 from dstack_core import OutcomeDict, Task
 from prefect_dstack import run_task, stop_dstack_runs, sync_secrets
@@ -26,5 +27,5 @@ def example_dstack_secrets() -> OutcomeDict:
 
 
 if __name__ == "__main__":
-    Secret(value="hf_example").save("hf-token", overwrite=True)
+    Secret(value=SecretStr("hf_example")).save("hf-token", overwrite=True)
     example_dstack_secrets()

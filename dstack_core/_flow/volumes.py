@@ -98,7 +98,7 @@ def _taken(api: ProjectItemsApi, found: Volume, different: list[str]) -> Resourc
 
 
 def _own(key: str, value: Any) -> str:
-    """Return what another volume has; its tags are hashes of an engine's, which say nothing to a reader."""
+    """Return what another volume has; its tags are hashes of an engine's, which mean nothing to a reader."""
     if key == "tags":
         return "other tags" if value else "no tags"
     name = key.replace("_", " ")

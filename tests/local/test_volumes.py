@@ -117,8 +117,8 @@ def test_a_size_that_no_disk_has_is_accepted_and_fails_in_the_cloud(
     """As on a real 0.22.5, whose schema has no limits."""
     api = make(instance_seconds=0.0)
     create(api, wait=False, size=size)
-    found = wait_until(lambda: get(api) if get(api)["status"] == "failed" else None)
-    assert found["status_message"].startswith("Backend error: invalid volume size")
+    wait_until(lambda: get(api)["status"] == "failed")
+    assert get(api)["status_message"].startswith("Backend error: invalid volume size")
 
 
 @pytest.mark.parametrize("changes", [{"backend": "slurm"}, {"region": None}, {"bogus": 1}])

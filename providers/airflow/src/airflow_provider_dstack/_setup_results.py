@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_dstack._compat import AirflowFailException, BaseOperator
+from airflow_provider_dstack._compat import AirflowFailException
 from airflow_provider_dstack._parameters import is_model
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ _PULL = re.compile(
 )
 
 
-def refuse_missing_results(task: BaseOperator, field: str, value: Any, context: Context) -> None:
+def refuse_missing_results(task: Any, field: str, value: Any, context: Context) -> None:
     """Raise ``AirflowFailException`` if a field names the result of a setup task that has none."""
     for setup, result in _results_in(task, value, context):
         if result is None:
@@ -35,7 +35,7 @@ def refuse_missing_results(task: BaseOperator, field: str, value: Any, context: 
             )
 
 
-def _results_in(task: BaseOperator, value: Any, context: Context) -> Iterator[tuple[Any, Any]]:
+def _results_in(task: Any, value: Any, context: Context) -> Iterator[tuple[Any, Any]]:
     """Yield the setup tasks that a value names, each with its result."""
     if isinstance(value, str):
         for found in _PULL.finditer(value) if "xcom_pull" in value and task.has_dag() else ():
