@@ -47,7 +47,7 @@ from dstack_core._report.hold import held_on_failure
 from dstack_core._wire.api import Api
 from dstack_core._wire.attach import Approach, Route, fixed_local_ports
 from dstack_core._wire.checkpoints import with_checkpoint
-from dstack_core._wire.filling import fill_in, takes_args
+from dstack_core._wire.filling import fill_in, refuse_own_variables, takes_args
 from dstack_core._wire.runs import RunSnapshot
 from dstack_core._wire.spec import check_run_name, run_spec, with_default_tags
 from dstack_core._wire.spec_ends import max_seconds, retries_errors
@@ -400,12 +400,13 @@ class Operations:
         filled = fill_in(loaded, env=options.get("env"), args=options.get("args"), environ=os.environ)
         if warns and options.get("args") and not takes_args(loaded):
             _log.warning("args: no command has ${{ run.args }}, so the arguments are not used.")
+        reports = _reports(filled, options)
+        refuse_own_variables(filled.env, reports=reports)
         if options.get("survive") is not None:
             from dstack_core.models.survive import read_survive
 
             survive = read_survive(options.get("survive"))
             filled = with_survival(filled, survive, has_policy=options.get("retry_policy") is not None)
-        reports = _reports(filled, options)
         if reports:
             filled = with_command(filled)
         debug = options.get("debug_on_failure")

@@ -27,14 +27,18 @@ from dstack_core.errors import ConfigurationError
 from dstack_core.models.account import Gateway, Secret
 from dstack_core.models.configurations import Task
 from dstack_core.models.fleets import Fleet, FleetConfiguration, FleetPlan
-from dstack_core.models.options import SubmitOptions, check_choice, check_flags, check_seconds
+from dstack_core.models.options import (
+    SubmitOptions,
+    check_choice,
+    check_flags,
+    check_resource_name,
+    check_seconds,
+)
 from dstack_core.models.plan import Offers
 from dstack_core.models.resources import Resources
 from dstack_core.models.volumes import Volume
 
 T = TypeVar("T")
-# The server's own rule for both (fleets/apply, volumes/create).
-_NAME = re.compile(r"[a-z][a-z0-9-]{1,40}")
 # The server's own rule (secrets/create_or_update).
 _SECRET_NAME = re.compile(r"[A-Za-z0-9-_]{1,200}")
 _SECRETS = "project secrets"
@@ -76,7 +80,7 @@ class ResourceOperations:
     def plan_fleet(self, configuration: FleetLike) -> Flow[FleetPlan]:
         """Check the input now; the flow fetches what an apply would do."""
         loaded = _with_keys(load_fleet(configuration))
-        spec = fleet_spec(loaded, name=_checked(loaded.name, "fleet"), marker=None)
+        spec = fleet_spec(loaded, name=check_resource_name(loaded.name, "fleet"), marker=None)
 
         def steps() -> Op[FleetPlan]:
             return (yield from call(self._fleets.get_plan(spec))).plan
@@ -94,7 +98,7 @@ class ResourceOperations:
             self.operations.version_check,
             loaded,
             self.operations.budget(retry_budget),
-            name=_checked(name or loaded.name, "fleet"),
+            name=check_resource_name(name or loaded.name, "fleet"),
             marker=marker,
         )
         return self.operations.retried(steps, _needs(loaded.model_dump()), ask_first=True)
@@ -176,7 +180,7 @@ class ResourceOperations:
         """Check the input now; the flow creates the volume unless it exists."""
         check_seconds("retry_budget", retry_budget)
         loaded = load_volume(configuration)
-        wire = volume_configuration(loaded, _checked(name or loaded.name, "volume"))
+        wire = volume_configuration(loaded, check_resource_name(name or loaded.name, "volume"))
         flow = volumes.apply_volume(self._items, wire, self.operations.budget(retry_budget))
         return self.operations.retried(flow, _needs(wire), ask_first=True)
 
@@ -236,15 +240,6 @@ class ResourceOperations:
 
 def _seconds(timeout: float | None) -> str:
     return "" if timeout is None else f"{timeout:g} s"
-
-
-def _checked(name: str | None, kind: str) -> str:
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise ConfigurationError(
-            f"name: expected 2 to 41 lower-case letters, digits and dashes, a letter first, for the {kind}, "
-            f"got {name!r}."
-        )
-    return name
 
 
 def _numbers(instances: Sequence[int]) -> list[int]:

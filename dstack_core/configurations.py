@@ -97,6 +97,12 @@ def load_volume(source: VolumeLike) -> VolumeConfiguration:
 
 
 def _load_other(source: Any, model: type[OtherT]) -> OtherT:
+    loaded = _read_other(source, model)
+    loaded.check()
+    return loaded
+
+
+def _read_other(source: Any, model: type[OtherT]) -> OtherT:
     kind = model.model_fields["type"].default
     if isinstance(source, model):
         return source
@@ -105,9 +111,10 @@ def _load_other(source: Any, model: type[OtherT]) -> OtherT:
         name = str(Path(source).expanduser())
         source = _read(Path(name))
     if not isinstance(source, Mapping):
+        got = repr(source) if isinstance(source, str | int | float | None) else type(source).__name__
         raise ConfigurationError(
             f"{_subject(name)}: expected a {model.__name__}, a mapping or the path of a file with "
-            f"`type: {kind}`, got {type(source).__name__}."
+            f"`type: {kind}`, got {got}."
         )
     if source.get("type", kind) != kind:
         raise ConfigurationError(f"{_subject(name)}: expected `type: {kind}`, got {source['type']!r}.")

@@ -30,7 +30,7 @@ from dstack_core.errors import (
     ResourceNameTakenError,
     TransientServerError,
 )
-from dstack_core.models.fleets import Fleet, FleetConfiguration
+from dstack_core.models.fleets import Fleet, FleetConfiguration, check_machines
 
 APPLY = "in-place update of a fleet"
 # Seconds between two fetches while a fleet or its machines are waited for. Clouds take half a minute or more
@@ -157,7 +157,10 @@ def _is_wanted(api: Api, name: str) -> Op[bool]:
 
 
 def wait_for_machines(api: FleetApi, name: str, number: int) -> Op[Fleet | None]:
-    """Wait until so many machines of the fleet are ready; None when it is gone."""
+    """Wait until so many machines of the fleet are ready; None when it is gone.
+
+    Raises ``ConfigurationError`` if the fleet cannot have so many.
+    """
     while True:
         found = yield from call(api.get(name))
         if found is None:
@@ -165,6 +168,8 @@ def wait_for_machines(api: FleetApi, name: str, number: int) -> Op[Fleet | None]
         enough = sum(each.is_ready for each in found.fleet.instances) >= number
         if enough or found.fleet.is_terminating or found.fleet.has_ended:
             return found.fleet
+        # Each time, because an update in place may change it.
+        check_machines("machines", number, found.fleet.configuration)
         yield Sleep(PAUSE_SECONDS)
 
 

@@ -89,9 +89,17 @@ def delete_volume(api: ProjectItemsApi, name: str, *, until_deleted: bool) -> Op
 
 
 def _taken(api: ProjectItemsApi, found: Volume, different: list[str]) -> ResourceNameTakenError:
-    shown = ", ".join(f"{key} {found.configuration.get(key)!r}" for key in different)
+    shown = " and ".join(_own(key, found.configuration.get(key)) for key in different)
     return ResourceNameTakenError(
         f"name: expected a volume name that is free, got {found.name!r}: a volume of that name has {shown} "
         f"in project {found.project} on {api.api.server_url}. Choose another name, or use that volume as it "
         "is."
     )
+
+
+def _own(key: str, value: Any) -> str:
+    """Return what another volume has; its tags are hashes of an engine's, which mean nothing to a reader."""
+    if key == "tags":
+        return "other tags" if value else "no tags"
+    name = key.replace("_", " ")
+    return f"no {name}" if value in (None, "") else f"{name} {value!r}"

@@ -14,10 +14,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dstack_core._wire.interpolation import ADDRESS, SECRET, Interpolator
+from dstack_core._wire.survival import SURVIVE
 from dstack_core.errors import ConfigurationError
 from dstack_core.models.configurations import Configuration, RegistryAuth
+from dstack_core.models.cost_limits import GUARD_VARIABLE, MAX_COST_VARIABLE
 
 _ENV_NAME = re.compile(r"[A-Za-z_]\w*", re.ASCII)
+# The variables by which the limits of a run travel with it, and the options that set them.
+_OPTIONS = {MAX_COST_VARIABLE: "max_cost", GUARD_VARIABLE: "max_cost", SURVIVE: "survive"}
+RESULT_FILE = "DSTACK_RESULT_FILE"
 _ENV, _SECRET = "${{ env.NAME }}", "${{ secrets.NAME }}"
 _ENV_ADVICE = "Name a variable of env, or write $${{ to keep the text as it is."
 _ARGS_ADVICE = "Use $NAME for a variable of env, or write $${{ to keep the text as it is."
@@ -57,6 +62,24 @@ def fill_in(
     arguments = Interpolator(given, (SECRET, ADDRESS), "${{ run.args }}", _ARGS_ADVICE)
     changes |= _with_commands(configuration, arguments)
     return configuration.model_copy(update=changes) if changes else configuration
+
+
+def refuse_own_variables(env: Any, *, reports: bool) -> None:
+    """Raise ``ConfigurationError`` if ``env`` has a variable that an option sets, with or without the option.
+
+    It would be replaced, or read as if the option was given. ``reports``: the option of that name is set.
+    """
+    for name in env or ():
+        if name in _OPTIONS:
+            raise ConfigurationError(
+                f"env: expected variables that no option sets, got {name}. Use the option {_OPTIONS[name]}, "
+                "or choose another name."
+            )
+        if reports and name == RESULT_FILE:
+            raise ConfigurationError(
+                f"env: expected variables that no option sets, got {name}, which a run with reports gets. "
+                "Leave it out, or pass reports=False."
+            )
 
 
 def _checked_env(env: Any) -> dict[str, str]:

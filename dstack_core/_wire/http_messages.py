@@ -119,6 +119,13 @@ _TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 5
 _TEXT_LIMIT = 300
 # How servers refuse a run whose volume or gateway is missing; the code is that of a missing run.
 _NEEDED = ("Volume ", "Gateway ", "The service ", "This dstack-server ")
+# What to do about one of them, where the server's text does not have it.
+_WAYS = {
+    "Volume ": "Create the volume in this project first, or correct `volumes` of the configuration.",
+    "Gateway ": "Create the gateway in this project first, or correct `gateway` of the configuration.",
+}
+# What pydantic 2 and 1 call a key that the server does not know.
+_UNKNOWN_FIELD = ("extra_forbidden", "value_error.extra")
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +190,11 @@ def _refusal(status: int, text: str, code: str | None, place: Place) -> errors.S
             "dstack 0.18.44 or newer is needed",
             status=status,
         )
-    return errors.RequestRejectedError(f"{place} refused the request: {text}", code=code, status=status)
+    message = f"{place} refused the request: {text}"
+    if code == "resource_not_exists" and place.run_name:
+        way = next((way for start, way in _WAYS.items() if text.startswith(start)), None)
+        message += "" if way is None else f". {way}"
+    return errors.RequestRejectedError(message, code=code, status=status)
 
 
 def _not_dstack(status: int, text: str, place: Place, kind: str = "a dstack server") -> errors.ProtocolError:
@@ -214,6 +225,8 @@ def _detail_of(reply: Reply) -> tuple[str, str | None] | None:
 
 def _with_location(item: dict[str, Any]) -> str:
     message = str(item.get("msg", ""))
+    if item.get("type") in _UNKNOWN_FIELD:
+        message = "there is no such field; check its spelling"
     where = ".".join(str(part) for part in item.get("loc") or [] if not _is_noise(part))
     return f"{where}: {message}" if where else message
 

@@ -89,9 +89,10 @@ from dstack_core.models.failure_categories import (
     check_categories,
     in_categories,
 )
+from dstack_core.models.fleets import check_machines
 from dstack_core.models.money import format_price, format_usd
 from dstack_core.models.no_fleet import plan_hints
-from dstack_core.models.options import check_address, hold_seconds
+from dstack_core.models.options import check_address, check_resource_name, hold_seconds
 from dstack_core.models.secrets import MaskEnv, is_secret_name
 from dstack_core.models.stops import StopResult, StopState
 from dstack_core.models.survive import read_survive
@@ -133,9 +134,11 @@ __all__ = [
     "check_address",
     "check_categories",
     "check_ends",
+    "check_machines",
     "check_mask_env",
     "check_masked_names",
     "check_max_cost",
+    "check_resource_name",
     "check_tags",
     "choose_attempt",
     "choose_report",

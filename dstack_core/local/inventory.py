@@ -4,17 +4,17 @@ Jobs do not use up capacity: each sees the whole machine, however many run. CPU,
 to what a job requests, because a cloud has machines of many sizes. The memory of a GPU cannot be cut:
 ``gpu: 16GB`` means exactly 16 GB, as on every server, and an A100 of 80 GB does not match it.
 
-Without `Inventory.locations` there is one place, and `backends` and `regions` of a run do not restrict it: a
-configuration that is meant for a cloud runs unchanged. With them, they do.
+Without places of its own (`Inventory.offered`) there is one place, and `backends` and `regions` of a run do
+not restrict it: a configuration that is meant for a cloud runs unchanged. With them, they do.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from dstack_core.local.locations import Location
+from dstack_core.local.locations import Location, Places
 from dstack_core.local.quantities import GPUSpec, IntRange, MemoryRange, ResourcesSpec
 
 # dstack's name for the machines of SSH fleets, which come from no cloud. Its client rejects unknown names.
@@ -50,25 +50,22 @@ class Inventory:
     memory: float = 512.0
     disk: float = 10240.0
     price: float = 1.2
-    locations: tuple[Location, ...] = ()
+    offered: Places = field(default_factory=Places)
+
+    @property
+    def locations(self) -> tuple[Location, ...]:
+        """Return the places that offer it now; none: one place, which nothing restricts."""
+        return self.offered.now
 
     def places(self, *wanted: Where) -> list[Location]:
         """Return the places of the machine that meet all these wishes, the cheapest first."""
-        found = self.locations or (Location(BACKEND, REGION, self.price),)
+        # Read once: a test may replace them meanwhile.
+        own = self.locations
+        found = own or (Location(BACKEND, REGION, self.price),)
         return sorted(
-            (one for one in found if all(self._is_wanted(one, each) for each in wanted)),
+            (one for one in found if all(_is_wanted(one, each, bool(own)) for each in wanted)),
             key=lambda one: one.price,
         )
-
-    def _is_wanted(self, place: Location, wanted: Where) -> bool:
-        if wanted.max_price is not None and wanted.max_price < place.price:
-            return False
-        if not self.locations:
-            return True
-        if wanted.backends is not None and place.backend not in wanted.backends:
-            return False
-        regions = None if wanted.regions is None else {region.lower() for region in wanted.regions}
-        return regions is None or place.region.lower() in regions
 
     def fits(self, resources: ResourcesSpec) -> bool:
         """Return whether the machine, or a piece of it, meets the requirements."""
@@ -144,6 +141,17 @@ class Inventory:
         if not self.fits(resources):
             return []
         return [offer(place, self.instance(resources, is_spot)) for place in self.places(*wanted)]
+
+
+def _is_wanted(place: Location, wanted: Where, is_restricted: bool) -> bool:
+    if wanted.max_price is not None and wanted.max_price < place.price:
+        return False
+    if not is_restricted:
+        return True
+    if wanted.backends is not None and place.backend not in wanted.backends:
+        return False
+    regions = None if wanted.regions is None else {region.lower() for region in wanted.regions}
+    return regions is None or place.region.lower() in regions
 
 
 def offer(place: Location, instance: dict[str, Any], availability: str = "available") -> dict[str, Any]:

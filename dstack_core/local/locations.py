@@ -26,3 +26,19 @@ def read_regions(regions: Mapping[str, float] | None) -> tuple[Location, ...]:
             raise ValueError(f"regions: expected a price of 0 or more for {name}, got {price!r}.")
         found.append(Location(backend, region, float(price)))
     return tuple(found)
+
+
+class Places:
+    """Where a server offers its machine now: in its own places, or in those of a scenario."""
+
+    def __init__(self, own: tuple[Location, ...] = ()) -> None:
+        self._own = own
+        self.now = own
+
+    def replace(self, regions: Mapping[str, float]) -> None:
+        """Offer the machine in other places from now on; raises ValueError."""
+        self.now = read_regions(regions)
+
+    def restore(self) -> None:
+        """Offer it in the server's own places again."""
+        self.now = self._own

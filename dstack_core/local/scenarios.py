@@ -7,11 +7,13 @@ are looked up when a run needs them (`jobs`, `queries`), so several can apply to
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from dstack_core import clock
 from dstack_core.local.faults import Faults
+from dstack_core.local.locations import Places
 
 Kind = Literal["capacity", "interruption", "pull", "stop"]
 
@@ -59,8 +61,9 @@ class Scenarios:
     engine generated). `times` is how many attempts it applies to, oldest scenario first.
     """
 
-    def __init__(self, faults: Faults) -> None:
+    def __init__(self, faults: Faults, places: Places) -> None:
         self._faults = faults
+        self._places = places
         self._lock = threading.Lock()
         self._scenarios: list[Scenario] = []
 
@@ -183,10 +186,32 @@ class Scenarios:
             raise ValueError(f'slow: expected a part of a path such as "runs/get", got {path!r}.')
         self._faults.slow(seconds, longest, path=path)
 
+    def offer_in(self, regions: Mapping[str, float]) -> None:
+        """Offer the machine in these places, at these prices, from now on.
+
+        They replace the server's own `regions`. Offers, plans, runs, fleets and costs use them: a run gets
+        the cheapest place that its `backends`, `regions` and `max_price` allow, or fails without capacity.
+        Machines that exist keep their place and price.
+
+        Args:
+            regions: USD per hour by ``"BACKEND/REGION"``, such as
+                ``{"aws/us-east-1": 1.8, "gcp/us-west1": 1.2}``.
+
+        Raises:
+            ValueError: A place has another form, a price is below 0, or there is no place.
+        """
+        if not (isinstance(regions, Mapping) and regions):
+            raise ValueError(
+                'offer_in: expected a mapping such as {"aws/us-east-1": 1.2}, got '
+                f"{regions!r}. For no machine at all, use capacity_after."
+            )
+        self._places.replace(regions)
+
     def clear(self) -> None:
-        """Remove all scenarios and the delay."""
+        """Remove all scenarios and the delay, and offer the machine in the server's own places."""
         with self._lock:
             self._scenarios.clear()
+        self._places.restore()
         self._faults.slow(0)
 
     @property

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from dstack_core.local.states import RUN_FINISHED
 
 if TYPE_CHECKING:
-    from dstack_core.local.runs import Run
+    from dstack_core.local.runs import Run, Submission
     from dstack_core.local.state import State
 
 
@@ -29,6 +29,8 @@ class SeenRun:
         stop_requests: How many stop requests named it.
         log: The lines of its jobs, oldest attempt first.
         cost: USD so far.
+        place: Where its first job got its latest machine, ``"BACKEND/REGION"`` such as ``aws/us-east-1``;
+            None before it has one.
     """
 
     name: str
@@ -41,6 +43,7 @@ class SeenRun:
     stop_requests: int
     log: tuple[str, ...] = field(repr=False)
     cost: float
+    place: str | None = None
 
     @property
     def finished(self) -> bool:
@@ -82,4 +85,10 @@ def _seen(state: State, run: Run) -> SeenRun:
         stop_requests=run.stop_requests,
         log=tuple(line for text in texts for line in text.decode(errors="replace").splitlines()),
         cost=run.cost(),
+        place=_place(jobs[0][-1]) if jobs else None,
     )
+
+
+def _place(submission: Submission) -> str | None:
+    data = submission.provisioning_data
+    return None if data is None else f"{data['backend']}/{data['region']}"

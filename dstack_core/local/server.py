@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from dstack_core.local.faults import Faults
-from dstack_core.local.locations import read_regions
+from dstack_core.local.locations import Places, read_regions
 from dstack_core.local.scenarios import Scenarios
 from dstack_core.local.seen import SeenRun, seen_runs
 
@@ -101,7 +101,7 @@ class LocalServer:
         self._project = project
         self._token = token if token is not None else secrets.token_hex(16)
         self._machine = {"gpus": gpus, "gpu_name": gpu_name, "gpu_memory": gpu_memory, "price": price}
-        self._locations = read_regions(regions)
+        self._places = Places(read_regions(regions))
         self._needs_fleet = needs_fleet
         self._paces = {
             "step": step_seconds,
@@ -112,7 +112,7 @@ class LocalServer:
         self._metrics_seconds = metrics_seconds
         self._gpu_usage = gpu_usage
         self._faults = Faults()
-        self._scenarios = Scenarios(self._faults)
+        self._scenarios = Scenarios(self._faults, self._places)
         self._thread: threading.Thread | None = None
         self._middleware: FaultMiddleware | None = None
         self._uvicorn: ReadyServer | None = None
@@ -254,7 +254,7 @@ class LocalServer:
         settings = Settings(
             self._project,
             self._token,
-            Inventory(**inventory, locations=self._locations),
+            Inventory(**inventory, offered=self._places),
             Pace(**self._paces),
             self._metrics_seconds,
             self._gpu_usage,

@@ -10,6 +10,7 @@ Source: the texts are those of 0.22.5.
 from __future__ import annotations
 
 import asyncio
+import math
 import shutil
 from collections.abc import Coroutine, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -219,6 +220,11 @@ class VolumePool:
         places = self._inventory.locations
         if places and volume.configuration.backend not in {place.backend for place in places}:
             volume.status, volume.status_message = "failed", "Backend not available"
+            return
+        size = getattr(volume.configuration, "size", None)
+        if size is not None and not 0 < size < math.inf:
+            # The server accepts any number, and its cloud refuses this one.
+            volume.status, volume.status_message = "failed", f"Backend error: invalid volume size {size:g}GB"
             return
         volume.directory.mkdir(parents=True)
         volume.status = "active"

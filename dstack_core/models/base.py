@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from dstack_core.errors import ConfigurationError
-from dstack_core.models.complaints import in_words
+from dstack_core.models.complaints import Known, in_words
 
 # A context variable and not a global: models are validated in several threads and tasks at once.
 _is_within: ContextVar[bool] = ContextVar("_is_within", default=False)
@@ -43,17 +43,17 @@ class Model(BaseModel):
         except ValidationError as error:
             kind = cls.model_fields["type"].default if "type" in cls.model_fields else None
             late = _late_values(data, kind if isinstance(kind, str) else None)
-            words = f"{cls.__name__}.{late}" if late else in_words(cls.__name__, error, _forms(Model))
+            words = f"{cls.__name__}.{late}" if late else in_words(cls.__name__, error, _known(Model))
             raise ConfigurationError(words) from None
         finally:
             _is_within.reset(token)
 
 
-def _forms(kind: type[Model]) -> dict[str, str]:
-    forms = {kind.__name__: kind._form}
+def _known(kind: type[Model]) -> dict[str, Known]:
+    known = {kind.__name__: Known(kind._form, tuple(kind.model_fields))}
     for below in kind.__subclasses__():
-        forms |= _forms(below)
-    return forms
+        known |= _known(below)
+    return known
 
 
 def _late_values(data: Any, kind: str | None) -> str | None:

@@ -7,8 +7,8 @@ sentence: its path, what is expected there, and the value it got. A value that m
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
@@ -40,14 +40,21 @@ _LOGIN = re.compile(r"://[^/@\s]+@")
 _LONGEST = 80
 
 
-def in_words(model: str, error: ValidationError, forms: Mapping[str, str]) -> str:
-    """Return a sentence for each wrong field; ``forms`` are what errors call each class."""
+class Known(NamedTuple):
+    """What errors know of a class: what they call a value of it, and its fields."""
+
+    form: str
+    fields: tuple[str, ...]
+
+
+def in_words(model: str, error: ValidationError, known: Mapping[str, Known]) -> str:
+    """Return a sentence for each wrong field; ``known`` are the classes by name."""
     found: dict[tuple[str | int, ...], list[Any]] = {}
     for item in error.errors(include_url=False):
         found.setdefault(_path(item), []).append(item)
     # A union's lines about the parts of a value are more precise than those about the whole value.
     inner = [path for path in found if not any(path == other[: len(path)] != other for other in found)]
-    return " ".join(dict.fromkeys(_sentence(model, path, found[path], forms) for path in inner))
+    return " ".join(dict.fromkeys(_sentence(model, path, found[path], known) for path in inner))
 
 
 def _path(item: Mapping[str, Any]) -> tuple[str | int, ...]:
@@ -62,7 +69,7 @@ def _path(item: Mapping[str, Any]) -> tuple[str | int, ...]:
     )
 
 
-def _sentence(model: str, path: tuple[str | int, ...], items: list[Any], forms: Mapping[str, str]) -> str:
+def _sentence(model: str, path: tuple[str | int, ...], items: list[Any], known: Mapping[str, Known]) -> str:
     where, dot = model, "."
     for part in path:
         where += f", item {part + 1}" if isinstance(part, int) else f"{dot}{part}"
@@ -72,19 +79,31 @@ def _sentence(model: str, path: tuple[str | int, ...], items: list[Any], forms: 
     if own:
         text = own[0]["msg"].removeprefix("Value error, ").removeprefix(f"{path[0]}: " if path else "")
     elif items[0]["type"] == "extra_forbidden":
-        text = "there is no such field; check its spelling"
+        text = f"there is no such field; {_choices(model, items[0]['loc'], known)}"
     else:
-        *others, last = dict.fromkeys(_expected(item, forms) for item in items)
+        *others, last = dict.fromkeys(_expected(item, known) for item in items)
         wanted = f"{', '.join(others)} or {last}" if others else last
         got = "none" if items[0]["type"] == "missing" else _shown(model, path, items[0]["input"])
         text = f"expected {wanted}, got {got}"
-    return f"{where}: {text.removesuffix('.')}."
+    end = "" if text.endswith("?") else "."
+    return f"{where}: {text.removesuffix('.')}{end}"
 
 
-def _expected(item: Mapping[str, Any], forms: Mapping[str, str]) -> str:
+def _choices(model: str, loc: Sequence[Any], known: Mapping[str, Known]) -> str:
+    """Return which field may have been meant; the class is the last one in the path, else the model."""
+    from difflib import get_close_matches
+
+    owner = next((part for part in reversed(loc[:-1]) if part in known), model if len(loc) == 1 else "")
+    fields = known[owner].fields if owner in known else ()
+    if close := get_close_matches(str(loc[-1]), fields, 1):
+        return f"did you mean {close[0]}?"
+    return f"expected one of {', '.join(fields)}" if fields else "check its spelling"
+
+
+def _expected(item: Mapping[str, Any], known: Mapping[str, Known]) -> str:
     name = item.get("ctx", {}).get("class_name", item.get("ctx", {}).get("class"))
     if isinstance(name, str):
-        return forms.get(name) or _CLASSES.get(name) or name
+        return known[name].form if name in known else _CLASSES.get(name) or name
     text: str = item["msg"]
     return _EXPECTED.get(item["type"]) or text.removeprefix("Input should be ")
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, InstanceOf, field_validator
 
+from dstack_core.errors import ConfigurationError
 from dstack_core.models.base import Model
 from dstack_core.models.options import read_duration
 from dstack_core.models.plan import Offer
@@ -87,6 +88,14 @@ class FleetConfiguration(Model):
     def _check_duration(cls, value: Any) -> Any:
         return read_duration(value, below_zero=True)
 
+    def check(self) -> None:
+        """Raise ``ConfigurationError`` unless it has either ``nodes`` or ``ssh_config``."""
+        if (self.nodes is None) == (self.ssh_config is None):
+            raise ConfigurationError(
+                'FleetConfiguration: expected nodes such as "0..2", or ssh_config for machines of your own, '
+                f"got {'neither' if self.nodes is None else 'both'}."
+            )
+
     @property
     def machines_at_start(self) -> int:
         """Return how many machines are created at once, or are hosts of your own."""
@@ -96,6 +105,47 @@ class FleetConfiguration(Model):
             return self.nodes.get("target") or self.nodes.get("min") or 0
         first = str(self.nodes or 0).partition("..")[0].strip()
         return int(first or 0)
+
+    @property
+    def most_machines(self) -> int | None:
+        """Return how many machines it can have, None without a limit."""
+        return most_machines(self.model_dump())
+
+
+def most_machines(configuration: Mapping[str, Any]) -> int | None:
+    """Return how many machines a fleet with that configuration can have, None if it has no limit."""
+    ssh_config, nodes = configuration.get("ssh_config"), configuration.get("nodes")
+    if ssh_config is not None:
+        return len(ssh_config.get("hosts") or ())
+    if isinstance(nodes, Mapping):
+        most: int | None = nodes.get("max")
+        return most
+    last = "" if nodes is None else str(nodes).rpartition("..")[2].strip()
+    return int(last) if last else None
+
+
+def check_machines(name: str, number: int, configuration: FleetConfiguration | Mapping[str, Any]) -> None:
+    """Raise ``ConfigurationError`` for more machines than a fleet can have: a wait for them would not end.
+
+    Args:
+        name: What the error calls the number.
+        number: How many machines are wanted.
+        configuration: The fleet's configuration, also as a server has it.
+
+    Raises:
+        ConfigurationError: The fleet's ``nodes`` or hosts are fewer.
+
+    Example:
+        ``check_machines("machines", 3, FleetConfiguration(nodes="0..2"))``
+    """
+    wanted = configuration.model_dump() if isinstance(configuration, FleetConfiguration) else configuration
+    most = most_machines(wanted)
+    if most is not None and number > most:
+        where = "hosts of ssh_config" if wanted.get("ssh_config") is not None else "nodes"
+        raise ConfigurationError(
+            f"{name}: expected at most {most}, as many as the fleet's {where}, got {number}. "
+            "Wait for fewer, or give the fleet more."
+        )
 
 
 def check_nodes(value: Any) -> Any:

@@ -151,7 +151,8 @@ def check_seconds(name: str, value: Any, *, least: float = 0.0, above: bool = Fa
     # True is an int in Python, and every comparison with NaN is false.
     is_number = isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
     if not is_number or value < least or (above and value == least):
-        wanted = f"more than {least:g} seconds" if above else f"{least:g} seconds or more"
+        unit = "second" if least == 1 else "seconds"
+        wanted = f"more than {least:g} {unit}" if above else f"{least:g} {unit} or more"
         raise ConfigurationError(f"{name}: expected {wanted}, got {value!r}.")
 
 
@@ -204,6 +205,31 @@ def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
     if value not in choices:
         known = ", ".join(repr(choice) for choice in choices)
         raise ConfigurationError(f"{name}: expected one of {known}, got {value!r}.")
+
+
+# The server's own rule for fleets and volumes (fleets/apply, volumes/create).
+_RESOURCE_NAME = re.compile(r"[a-z][a-z0-9-]{1,40}")
+
+
+def check_resource_name(name: Any, kind: str) -> str:
+    """Return the name of a fleet or volume.
+
+    Args:
+        name: The name to check.
+        kind: ``"fleet"`` or ``"volume"``, for the error.
+
+    Raises:
+        ConfigurationError: No server accepts the name.
+
+    Example:
+        ``check_resource_name("train", "fleet")``
+    """
+    if not isinstance(name, str) or not _RESOURCE_NAME.fullmatch(name):
+        raise ConfigurationError(
+            f"name: expected 2 to 41 lower-case letters, digits and dashes, a letter first, for the {kind}, "
+            f"got {name!r}."
+        )
+    return name
 
 
 _DURATION = re.compile(r"\d+ *[smhdw]?")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -9,9 +11,22 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, field_validator
 
+from dstack_core.errors import ConfigurationError
 from dstack_core.models.base import Model
 from dstack_core.models.options import read_duration
 from dstack_core.models.resource_statuses import VOLUME, Stage, stage_of
+
+# Where a new volume needs a size; servers may add other backends.
+_SIZED = frozenset({"aws", "gcp", "kubernetes", "runpod"})
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)(?:mb|gb|tb)?")
+
+
+def _amount(size: str | float) -> float:
+    """Return the number in a size; 0 for what is not one."""
+    if isinstance(size, str):
+        found = _SIZE.fullmatch(size.replace(" ", "").lower())
+        return float(found[1]) if found else 0.0
+    return 0.0 if math.isinf(size) else float(size)
 
 
 class VolumeConfiguration(Model):
@@ -57,6 +72,22 @@ class VolumeConfiguration(Model):
     @classmethod
     def _check_duration(cls, value: Any) -> Any:
         return read_duration(value, below_zero=True)
+
+    def check(self) -> None:
+        """Raise ``ConfigurationError`` for a size that no disk has, and for a new volume without one.
+
+        Servers accept a size of 0 or less, and clouds refuse it later.
+        """
+        if self.size is not None and not _amount(self.size) > 0:
+            raise ConfigurationError(
+                f'VolumeConfiguration.size: expected a size above 0, such as "100GB", got {self.size!r}.'
+            )
+        given = (self.size, self.volume_id, (self.model_extra or {}).get("claim_name"))
+        if self.backend in _SIZED and given == (None, None, None):
+            raise ConfigurationError(
+                'VolumeConfiguration: expected size such as "100GB" for a new volume, or volume_id for one '
+                "that exists, got neither."
+            )
 
 
 @dataclass(frozen=True, slots=True)

@@ -327,3 +327,33 @@ def test_the_end_of_a_real_run_is_named(name: str, env: dict[str, str], category
     body = {**recorded(name), "cost": 0.5}
     body["run_spec"]["configuration"]["env"] = env
     assert outcome_of(parse_run(body), "url").category == category
+
+
+@pytest.mark.parametrize("options", [{}, {"max_cost": 1}, {"env": {"DSTACK_MAX_COST": "5"}}])
+@pytest.mark.parametrize("name", ["DSTACK_MAX_COST", "DSTACK_MAX_COST_SECONDS"])
+def test_a_variable_of_that_name_is_refused_and_not_replaced(
+    server: LocalServer, name: str, options: dict[str, Any]
+) -> None:
+    env = {} if options.get("env") else {name: "5"}
+    with server.client() as client, pytest.raises(dstack.ConfigurationError) as caught:
+        client.runs.submit(dstack.Task(commands=["true"], env=env), **options)
+    assert str(caught.value).startswith("env: expected variables that no option sets, got DSTACK_MAX_COST")
+    assert str(caught.value).endswith("Use the option max_cost, or choose another name.")
+    assert server.runs == []
+
+
+def test_other_variables_that_options_set_are_refused_with_them(server: LocalServer) -> None:
+    result, survive = {"DSTACK_RESULT_FILE": "/data/result"}, {"DSTACK_SURVIVE": "1"}
+    with server.client() as client:
+        with pytest.raises(
+            dstack.ConfigurationError, match=r"got DSTACK_SURVIVE\. Use the option survive, or"
+        ):
+            client.runs.submit(dstack.Task(commands=["true"], env=survive))
+        with pytest.raises(
+            dstack.ConfigurationError, match=r"got DSTACK_RESULT_FILE, which .* reports=False"
+        ):
+            client.runs.plan(dstack.Task(commands=["true"], env=result), reports=True)
+        assert server.runs == []
+        run = client.runs.submit(dstack.Task(commands=["echo $DSTACK_RESULT_FILE"], env=result))
+        assert run.env == result
+        run.wait()

@@ -21,6 +21,7 @@ from dstack_core.errors import (
     ServerUnreachableError,
     WaitTimeoutError,
 )
+from dstack_core.integration import check_machines
 from tests.core.scripted import LOST, MISSING, Driver, Script, recorded, reply
 
 API = FleetApi(Api("http://server", "main"))
@@ -331,7 +332,7 @@ def test_a_fleet_that_runs_use_is_not_waited_for_unasked(driver: Driver) -> None
 @pytest.mark.parametrize(
     ("given", "number"),
     [
-        ({}, 0),
+        ({"nodes": 0}, 0),
         ({"nodes": 2}, 2),
         ({"nodes": "1..3"}, 1),
         ({"nodes": "..3"}, 0),
@@ -443,3 +444,43 @@ def test_nodes_that_no_server_accepts_are_refused(nodes: Any, error: str) -> Non
 @pytest.mark.parametrize("nodes", [0, 2, "2", "0..", "..3", {"min": 0, "max": None}, {"min": 1, "target": 2}])
 def test_every_form_of_nodes_is_accepted(nodes: Any) -> None:
     assert dstack.FleetConfiguration(name="train", nodes=nodes).nodes == nodes
+
+
+@pytest.mark.parametrize(
+    ("given", "most"),
+    [
+        ({"nodes": 2}, 2),
+        ({"nodes": "1..3"}, 3),
+        ({"nodes": "1.."}, None),
+        ({"nodes": {"min": 1}}, None),
+        ({"nodes": {"min": 1, "max": 4}}, 4),
+        ({"ssh_config": {"hosts": ["10.0.0.1", "10.0.0.2"]}}, 2),
+    ],
+)
+def test_no_more_machines_are_waited_for_than_a_fleet_can_have(
+    given: dict[str, Any], most: int | None
+) -> None:
+    configuration = dstack.FleetConfiguration(**given)
+    assert configuration.most_machines == most
+    check_machines("machines", most or 100, configuration)
+    if most is not None:
+        with pytest.raises(dstack.ConfigurationError, match=f"^machines: expected at most {most}, .* got 9"):
+            check_machines("machines", 9, configuration)
+
+
+def test_a_wait_for_more_machines_than_the_nodes_allow_is_refused_at_once(driver: Driver) -> None:
+    script = Server(instances=[MACHINE]).script()
+    with pytest.raises(
+        dstack.ConfigurationError, match=r"at most 2, as many as the fleet's nodes, got 3\. Wait"
+    ):
+        driver.run(waited(driver, 3), script)
+    assert script.paths() == ["fleets/get"]
+
+
+@pytest.mark.parametrize(
+    ("given", "got"), [({}, "neither"), ({"nodes": 1, "ssh_config": {"hosts": ["a"]}}, "both")]
+)
+def test_a_fleet_has_either_nodes_or_hosts_of_its_own(given: dict[str, Any], got: str) -> None:
+    for form in (given, dstack.FleetConfiguration(**given)):
+        with pytest.raises(dstack.ConfigurationError, match=rf"expected nodes such as .* got {got}\."):
+            dstack.load_fleet(form)

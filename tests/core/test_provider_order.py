@@ -33,7 +33,7 @@ LAYERS: dict[str, list[set[str]]] = {
             "utilization_plugin",
         },
         # What a run reports, and its log.
-        {"_log_groups", "_run_reports", "_secret_sources", "errors"},
+        {"_log_groups", "_resource_checks", "_run_reports", "_secret_sources", "_setup_results", "errors"},
         {"_airflow_secrets", "_log_relay"},
         {
             "_doctor",

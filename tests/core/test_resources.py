@@ -107,12 +107,54 @@ def test_a_volume_that_exists_is_returned(driver: Driver) -> None:
     assert script.paths() == ["volumes/get"]
 
 
-@pytest.mark.parametrize("changes", [{"region": "us-east-1"}, {"backend": "gcp"}, {"tags": {"a": "b"}}])
-def test_another_volume_of_that_name_is_left_alone(driver: Driver, changes: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"region": "us-east-1"}, "region 'eu-west-1'"),
+        ({"backend": "gcp", "tags": {"a": "b"}}, "backend 'aws' and no tags"),
+        ({"tags": {"a": "b"}}, "no tags"),
+        ({"availability_zone": "eu-west-1a"}, "no availability zone"),
+    ],
+)
+def test_another_volume_of_that_name_is_left_alone(
+    driver: Driver, changes: dict[str, Any], text: str
+) -> None:
     server = Volumes()
     server.volume = volume()
-    with pytest.raises(ResourceNameTakenError, match=rf"a volume of that name has {next(iter(changes))} "):
+    with pytest.raises(ResourceNameTakenError, match=rf"a volume of that name has {text} in project main on"):
         driver.run(applied(driver, **changes), server.script())
+
+
+@pytest.mark.parametrize("size", ["-5GB", "0", 0, "0GB", "big", float("nan"), float("inf"), "5 XB"])
+def test_a_size_that_no_disk_has_is_refused_before_any_request(size: Any) -> None:
+    for form in (WANTED | {"size": size}, dstack.VolumeConfiguration(**(WANTED | {"size": size}))):
+        with pytest.raises(
+            dstack.ConfigurationError, match=r"size: expected a size above 0, such as .*, got"
+        ):
+            dstack.load_volume(form)
+
+
+@pytest.mark.parametrize("size", ["100GB", "1.5 TB", "512mb", "7", 7, 0.5])
+def test_every_form_of_a_size_is_accepted(size: Any) -> None:
+    assert dstack.load_volume(WANTED | {"size": size}).size == size
+
+
+@pytest.mark.parametrize(
+    ("given", "fine"),
+    [
+        ({"backend": "aws"}, False),
+        ({"backend": "kubernetes"}, False),
+        ({"backend": "aws", "volume_id": "vol-1"}, True),
+        ({"backend": "kubernetes", "claim_name": "data"}, True),
+        ({"backend": "lium"}, True),
+    ],
+)
+def test_a_new_volume_has_a_size_where_its_backend_needs_one(given: dict[str, Any], fine: bool) -> None:
+    if fine:
+        assert dstack.load_volume(given).size is None
+    else:
+        with pytest.raises(dstack.ConfigurationError, match=r'expected size such as "100GB" .* got neither'):
+            dstack.load_volume(given)
 
 
 def test_a_refusal_of_a_volume_is_raised(driver: Driver) -> None:

@@ -162,7 +162,14 @@ def test_the_forms_of_survive(client: Client, server: LocalServer, given: Any, s
         ({"survive": "soon"}, r"^survive\.duration: expected seconds above 0, .*, got 'soon'"),
         ({"survive": {"times": 0}}, r"^survive\.times: expected a whole number of 1 or more, or None, got 0"),
         ({"survive": {"events": ["error"]}}, r'^survive\.events: expected a list of "interruption", .*error'),
-        ({"survive": {"limit": "4h"}}, r"^survive\.limit: there is no such field"),
+        (
+            {"survive": {"limit": "4h"}},
+            r"^survive\.limit: there is no such field; expected one of duration, times, events, checkpoint\.$",
+        ),
+        (
+            {"survive": {"durations": "4h"}},
+            r"^survive\.durations: there is no such field; did you mean duration\?$",
+        ),
         ({"survive": [4]}, r'^survive: expected a Survive, a duration such as "4h", .*, got \[4\]\.'),
         ({"retry_policy": True}, r"^survive: expected no retry_policy with it, got both\."),
     ],

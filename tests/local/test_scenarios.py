@@ -182,3 +182,62 @@ def test_bad_use_is_one_clear_error(call: Callable[[Any], None], message: str) -
     with pytest.raises(ValueError, match="expected") as raised:
         call(LocalServer().scenarios)
     assert str(raised.value) == message
+
+
+PRICES = {"aws/us-east-1": 3.6, "gcp/us-west1": 1.8, "aws/eu-west-1": 7.2}
+
+
+def test_offers_and_runs_have_the_prices_of_their_regions(server: LocalServer, client: Client) -> None:
+    server.scenarios.offer_in(PRICES)
+    offers = client.offers().offers
+    assert {f"{one.backend}/{one.region}": one.price_per_hour for one in offers} == PRICES
+    assert [one.price_per_hour for one in offers] == [1.8, 3.6, 7.2]
+    assert [one.region for one in client.offers(backends=["aws"]).offers] == ["us-east-1", "eu-west-1"]
+    assert [one.backend for one in client.offers(max_price=2).offers] == ["gcp"]
+    assert client.offers(regions=["eu-west-1"], max_price=2).offers == ()
+
+
+@pytest.mark.parametrize(
+    ("wanted", "place", "price"),
+    [
+        ({}, "gcp/us-west1", 1.8),
+        ({"backends": ["aws"]}, "aws/us-east-1", 3.6),
+        ({"regions": ["eu-west-1"]}, "aws/eu-west-1", 7.2),
+        ({"backends": ["aws"], "max_price": 5}, "aws/us-east-1", 3.6),
+    ],
+)
+def test_a_run_gets_the_cheapest_place_that_it_allows_and_costs_its_price(
+    server: LocalServer, client: Client, wanted: dict[str, Any], place: str, price: float
+) -> None:
+    server.scenarios.offer_in(PRICES)
+    outcome = client.runs.submit(task("sleep 1000", **wanted)).wait(poll_interval=30)
+    assert outcome.succeeded
+    assert (f"{outcome.backend}/{outcome.region}", outcome.price_per_hour) == (place, price)
+    assert 1000 * price / 3600 <= outcome.cost < 1100 * price / 3600
+    assert server.runs[0].place == place
+
+
+@pytest.mark.parametrize("wanted", [{"backends": ["azure"]}, {"regions": ["eu-west-1"], "max_price": 5}])
+def test_a_run_that_no_place_suits_finds_no_capacity(
+    server: LocalServer, client: Client, wanted: dict[str, Any]
+) -> None:
+    server.scenarios.offer_in(PRICES)
+    outcome = client.runs.submit(task(**wanted)).wait(poll_interval=1)
+    assert (outcome.succeeded, outcome.category) == (False, "capacity.none")
+    assert server.runs[0].place is None
+
+
+def test_prices_may_change_and_are_the_servers_own_again_after_clear(time: VirtualTime) -> None:
+    with LocalServer(regions={"aws/us-east-1": 1.0}) as server, server.client() as client:
+        server.scenarios.offer_in(PRICES)
+        assert client.offers().offers[0].backend == "gcp"
+        server.scenarios.offer_in({"lambda/us-east-1": 0.5})
+        assert [one.price_per_hour for one in client.offers().offers] == [0.5]
+        server.scenarios.clear()
+        assert [(one.backend, one.price_per_hour) for one in client.offers().offers] == [("aws", 1.0)]
+
+
+@pytest.mark.parametrize("regions", [{}, None, ["aws/x"], {"us-east-1": 1.0}, {"aws/x": -1}])
+def test_wrong_places_are_refused(server: LocalServer, regions: Any) -> None:
+    with pytest.raises(ValueError, match="expected"):
+        server.scenarios.offer_in(regions)

@@ -110,6 +110,17 @@ def test_wrong_volumes_are_refused(api: Api, changes: dict[str, Any], text: str)
     assert message.startswith(text)
 
 
+@pytest.mark.parametrize("size", ["-5GB", 0])
+def test_a_size_that_no_disk_has_is_accepted_and_fails_in_the_cloud(
+    make: Callable[..., Api], size: Any
+) -> None:
+    """As on a real 0.22.5, whose schema has no limits."""
+    api = make(instance_seconds=0.0)
+    create(api, wait=False, size=size)
+    wait_until(lambda: get(api)["status"] == "failed")
+    assert get(api)["status_message"].startswith("Backend error: invalid volume size")
+
+
 @pytest.mark.parametrize("changes", [{"backend": "slurm"}, {"region": None}, {"bogus": 1}])
 def test_a_configuration_that_the_schema_lacks_is_a_422(api: Api, changes: dict[str, Any]) -> None:
     configuration = {**AWS, "name": "data", **changes}

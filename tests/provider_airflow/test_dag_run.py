@@ -128,7 +128,7 @@ def test_a_run_that_a_user_stops_has_an_error_of_its_own(
         ("configuration={'type': 'task', 'commands': ['true']}, run_resources=[1]", "resources"),
         (
             "configuration={'type': 'task', 'commands': ['true']}, run_resources={'gpu': {'ram': 1}}",
-            "resources.gpu.ram: Extra inputs are not permitted",
+            "resources.gpu.ram: there is no such field; check its spelling",
         ),
         (
             "configuration={'type': 'task', 'commands': ['true']}, dstack_conn_id='nobody'",

@@ -25,6 +25,7 @@ def test_every_kind_of_task_has_an_example() -> None:
         "function",
         "reap",
         "run",
+        "secrets",
         "service",
         "spot",
         "sweep",
@@ -68,6 +69,10 @@ def test_an_example_is_parsed_and_runs(
     assert [one.name for one in runs if one.outcome() is None] == []
     if path.stem == "example_dstack_fleet":
         assert list(tasks["gpus.delete_fleet", -1][1].values()) == ["deleted"]
+    if path.stem == "example_dstack_secrets":
+        (name,) = tasks["secrets.delete_secrets", -1][1]
+        assert runs[0].env == {"HF_TOKEN": f"${{{{ secrets.{name} }}}}"}
+        assert b"a token of 10 characters" in b"".join(runs[0].logs())
     if path.stem == "example_dstack_service":
         assert tasks["ask", 0][1] == "echo: What is a GPU?"
         assert tasks["stop", -1][1] == {runs[0].name: "terminated"}

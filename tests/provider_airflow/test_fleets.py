@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from airflow.sdk import DAG
 from airflow.sdk.exceptions import TaskDeferred
 
 from airflow_provider_dstack._compat import AirflowFailException, TaskFacts
@@ -24,6 +25,7 @@ from dstack_core import Client, FleetConfiguration
 from dstack_core.local import LocalServer
 from tests.provider_airflow.support import DagRunner, connection_json, paths, wait_for
 from tests.provider_airflow.tries import STARTED
+from tests.provider_airflow.versions import DagBag
 
 RUN = "DstackRunOperator(task_id={!r}, configuration={!r}, poll_interval=0.2)"
 TWO = {"nodes": "0..2", "idle_duration": "10m"}
@@ -62,6 +64,11 @@ def context_of(map_index: int = -1, task_id: str = "create") -> Any:
 def create(configuration: Any = None, **options: Any) -> DstackFleetOperator:
     given = {"poll_interval": 0.1, "retry_budget": 5.0, **options}
     return DstackFleetOperator(task_id="create", configuration=configuration or TWO, **given)
+
+
+def in_dag(make: Any) -> Any:
+    with DAG("etl"):
+        return make()
 
 
 def delete(**options: Any) -> DstackDeleteFleetOperator:
@@ -165,13 +172,14 @@ def test_a_fleet_whose_machines_do_not_come_is_deleted(client: Client) -> None:
     assert all(fleet.is_terminating for fleet in client.fleets.list())
 
 
-def test_a_task_that_is_killed_deletes_its_fleet(client: Client) -> None:
+def test_a_task_that_is_killed_deletes_its_fleet(client: Client, capfd: pytest.CaptureFixture[str]) -> None:
     task = create({"nodes": 1, "max_price": 0.01}, poll_interval=60)
     timer = threading.Timer(0.7, task.on_kill)
     timer.start()
     with pytest.raises(DstackRunInterrupted, match="ended before its fleet had its machines"):
         task.execute(context_of())
     timer.join()
+    assert "".join(capfd.readouterr()).count("of this task is deleted") == 1
     assert all(fleet.is_terminating for fleet in client.fleets.list())
 
 
@@ -268,8 +276,28 @@ def test_the_forms_of_a_configuration(client: Client, tmp_path: Path) -> None:
     for index, form in enumerate([path, "nodes: 0..1\n", FleetConfiguration(nodes="0..2")]):
         create(form).execute(context_of(index))
     assert len(client.fleets.list()) == 3
-    with pytest.raises(AirflowFailException, match="configuration"):
-        create("type: task\n").execute(context_of())
+    task = create("type: {{ params.kind }}\n")
+    task.configuration = "type: task\n"
+    with pytest.raises(AirflowFailException, match="configuration: expected `type: fleet`, got 'task'"):
+        task.execute(context_of())
+
+
+def test_a_file_is_checked_when_airflow_reads_it_and_again_when_the_task_runs(tmp_path: Path) -> None:
+    wrong, right = tmp_path / "wrong.yml", tmp_path / "right.yml"
+    wrong.write_text("type: fleet\nnodes: two\n")
+    right.write_text("type: fleet\nnodes: {{ params.nodes }}\n")
+    (tmp_path / "dag.py").write_text(
+        "from airflow.sdk import DAG\n"
+        "from airflow_provider_dstack.fleets import DstackFleetOperator\n"
+        "for name in ('wrong', 'right'):\n"
+        "    with DAG(name, schedule=None) as dag:\n"
+        "        DstackFleetOperator(task_id='create', configuration=f'{name}.yml')\n"
+        "    globals()[name] = dag\n"
+    )
+    bag = DagBag(dag_folder=str(tmp_path / "dag.py"), bundle_path=tmp_path)
+    (error,) = bag.import_errors.values()
+    assert "FleetConfiguration.nodes: expected a number such as 2" in error
+    assert list(bag.dags) == ["right"]
 
 
 @pytest.mark.parametrize(
@@ -278,13 +306,62 @@ def test_the_forms_of_a_configuration(client: Client, tmp_path: Path) -> None:
         (lambda: delete(fleet_of="a", name="b"), "expected fleet_of .* or name .*, got both"),
         (lambda: DstackDeleteFleetOperator(task_id="x"), "got neither"),
         (lambda: create(machines=-1), "machines: expected a whole number from 0 on"),
-        (lambda: create(wait_timeout=0), "wait_timeout: expected 1 seconds or more"),
-        (lambda: dstack_fleet("gpus"), "expected a configuration, got only the name 'gpus'"),
+        (lambda: create(wait_timeout=0), "wait_timeout: expected 1 second or more"),
+        (lambda: dstack_fleet("gpus"), "expected a configuration, got only the id 'gpus'"),
+        (
+            lambda: dstack_fleet(TWO, TWO),
+            r"expected the group's id \(a str\) before .*, got a dict. Pass one",
+        ),
+        (lambda: dstack_fleet("a.yml", TWO), r"expected the group's id .*, got 'a.yml'"),
+        (lambda: dstack_fleet("a", TWO, group_id="b"), "one id of the group, got 'a' and group_id='b'"),
+        (lambda: in_dag(lambda: dstack_fleet({})), "FleetConfiguration: expected nodes .*, got neither"),
+        (lambda: create({"nodes": "two"}), r"FleetConfiguration\.nodes: expected a number such as 2"),
+        (lambda: create("type: task\n"), "configuration: expected `type: fleet`, got 'task'"),
+        (
+            lambda: create("gpus"),
+            "expected a dict, YAML text or the path of a .yml or .yaml file, got 'gpus'",
+        ),
+        (lambda: create("a: ["), "configuration: expected YAML, got"),
+        (lambda: create(name="My_Fleet"), "name: expected 2 to 41 lower-case letters.*, got 'My_Fleet'"),
+        (
+            lambda: create({"nodes": "0..2"}, machines=3),
+            "machines: expected at most 2, .* nodes, got 3. Wait",
+        ),
+        (lambda: create(FleetConfiguration(nodes=1), machines=2), "machines: expected at most 1"),
     ],
 )
 def test_wrong_arguments_are_reported_when_the_dag_is_parsed(make: Any, error: str) -> None:
     with pytest.raises(ValueError, match=error):
         make()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: create({"nodes": "{{ params.nodes }}"}),
+        lambda: create("nodes: {{ params.nodes }}\n"),
+        lambda: create(Path("elsewhere.yml")),
+        lambda: create("beside.yml"),
+        lambda: create(name="{{ params.name }}"),
+        lambda: in_dag(lambda: create({"nodes": DstackFleetOperator(task_id="x", configuration=TWO).output})),
+        lambda: create("{% if params.big %}nodes: 2\n{% else %}nodes: 1\n{% endif %}"),
+    ],
+)
+def test_what_is_filled_in_later_is_checked_when_the_task_runs(make: Any) -> None:
+    assert make().task_id == "create"
+
+
+def test_machines_that_the_rendered_nodes_do_not_allow_are_refused_at_once(server: LocalServer) -> None:
+    task = create({"nodes": "{{ params.nodes }}"}, machines=3)
+    task.configuration = {"nodes": "0..2"}
+    with pytest.raises(AirflowFailException, match=r"machines: expected at most 2, .* got 3"):
+        task.execute(context_of())
+    assert paths(server, "/fleets/apply") == []
+
+
+def test_a_group_shows_its_id() -> None:
+    with DAG("etl"):
+        assert repr(dstack_fleet("gpus", TWO)) == "DstackFleetGroup('gpus')"
 
 
 def test_a_fleet_is_deleted_although_a_task_failed_and_others_name_their_fleet(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import threading
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -227,7 +228,9 @@ def test_a_setup_that_fails_deletes_what_it_has_set(
     assert names(client) == []
 
 
-def test_a_task_that_is_killed_deletes_what_it_has_set(server: LocalServer, client: core.Client) -> None:
+def test_a_task_that_is_killed_deletes_what_it_has_set(
+    server: LocalServer, client: core.Client, capfd: pytest.CaptureFixture[str]
+) -> None:
     task = setting({"A": TEMPLATE, "B": TEMPLATE})
     server.faults.add("/secrets/create_or_update", delay=1.0)
     timer = threading.Timer(0.5, task.on_kill)
@@ -236,6 +239,7 @@ def test_a_task_that_is_killed_deletes_what_it_has_set(server: LocalServer, clie
         task.execute(context_of())
     timer.join()
     assert names(client) == []
+    assert "".join(capfd.readouterr()).count("of this task are deleted") == 1
 
 
 def test_a_lost_reply_and_a_server_that_is_away(server: LocalServer, client: core.Client) -> None:
@@ -269,6 +273,8 @@ def test_a_server_without_secrets_is_one_clear_error(
         ("{{ conn['hub'].extra_dejson.api.key }}", "key_0123456789"),
         ("{{ var.json.team.token | upper }}", "TEAM_0123456789"),
         ("{{ var.value.get('none', 'other') }}", "other"),
+        ("{{ var.json.team | tojson }}", '{"empty": "", "token": "team_0123456789"}'),
+        ("{{ var.json.team.token | length }}", "15"),
         ("https://me:{{ conn.get('hub').password | urlencode }}@hub", "https://me:pw_0123456789@hub"),
     ],
 )
@@ -283,12 +289,35 @@ def test_what_a_template_reads(template: str, value: str) -> None:
         ("{{ conn.none.password }}", "got none: Airflow has no connection 'none'"),
         ("{{ conn.hub.login }}", "expected a text for A, got an empty one"),
         ("{{ var.json.team.empty }}", "expected a text for A, got an empty one"),
-        ("{{ conn.hub.extra_dejson.none }}", "got an undefined field"),
+        (
+            "{{ conn.hub.extra_dejson.none }}",
+            r"names what exists for A, got an undefined field or key: 'dict object' has no attribute 'none'\. C",
+        ),
         ("{{ params.token }}", "reads conn or var for A, got params"),
         ("{{ 'hf_literal' }}", "reads conn or var for A, got another text"),
-        ("{{ var.value.hf_token", "expected a Jinja template for A, got another text"),
-        ("{{ var.value.hf_token + 1 }}", "can be rendered for A, got TypeError"),
-        ("{{ var.json.hf_token }}", "can be rendered for A, got JSONDecodeError"),
+        (
+            "{{ var.value.hf_token",
+            "a Jinja template for A, got another text: unexpected end of template, exp",
+        ),
+        ("{{ var.value.hf_token | b64 }}", r"for A, got another text: No filter named 'b64'\. Correct"),
+        ("{{ hf_literal hf_literal }}", "'end of print statement', got another word. Correct"),
+        (
+            "{{ var.value.hf_token + 1 }}",
+            r"for A, got TypeError: can only concatenate str \(not \"int\"\) to",
+        ),
+        (
+            "{{ var.value.hf_token.__class__ }}",
+            "for A, got SecurityError: access to attribute '__class__' of",
+        ),
+        ("{{ var.json.hf_token }}", r"expected a variable that is JSON for A, got one that is not \(Expect"),
+        ("{{ conn.hub }}", r"one field for A, got the whole connection 'hub', such .* Name a field"),
+        ("https://{{ conn.get('hub') }}", "one field for A, got the whole connection 'hub'"),
+        (
+            "{{ var.json.team }}",
+            r"one field for A, got a whole dict, such as .*token }}\. Name a field of it",
+        ),
+        ("{{ conn.hub.extra_dejson.api }}", "one field for A, got a whole dict"),
+        ("{{ var.json.team.values() | list }}", "one field for A, got a whole list"),
     ],
 )
 def test_a_template_that_is_wrong_is_reported_without_a_value(template: str, error: str) -> None:
@@ -296,6 +325,7 @@ def test_a_template_that_is_wrong_is_reported_without_a_value(template: str, err
         read_sources({"A": template})
     assert VALUE not in repr(caught.value)
     assert "hf_literal" not in repr(caught.value)
+    assert not re.search("(key|pw|team)_0123456789", repr(caught.value))
     assert caught.value.__suppress_context__
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from airflow_provider_dstack import operators
+from airflow_provider_dstack._parameters import in_words_of_operator
 from dstack_core.local import LocalServer
 from tests.provider_airflow.support import DagRunner
 
@@ -95,3 +96,10 @@ def test_a_wrong_survive_is_an_error_when_the_dag_is_parsed(given: Any, text: st
         operators.DstackRunOperator(task_id="train", configuration={"type": "task"}, survive=given)
     for later in ("{{ params.survive }}", {"duration": "{{ params.hours }}h"}, 3600, "4h", True):
         operators.DstackRunOperator(task_id="train", configuration={"type": "task"}, survive=later)
+
+
+def test_the_retry_policy_has_the_name_that_the_operator_gives_it() -> None:
+    assert in_words_of_operator("survive: expected no retry_policy with it, got both.") == (
+        "survive: expected no run_retry_policy with it, got both."
+    )
+    assert in_words_of_operator("max_cost: ask for other resources.") == "max_cost: ask for other resources."

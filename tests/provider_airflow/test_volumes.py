@@ -142,14 +142,14 @@ def test_a_volume_that_is_kept_is_found_by_every_dag_run(client: Client) -> None
     assert {kept.execute(context_of(run_id=run)) for run in ("r1", "r2")} == {"data"}
     (volume,) = client.volumes.list()
     assert volume.tags["team"] == "nlp"
-    with pytest.raises(AirflowFailException, match="a volume of that name has tags"):
+    with pytest.raises(AirflowFailException, match="a volume of that name has other tags"):
         create(name="data", keep=True).execute(context_of(dag_id="other"))
     assert delete(name="data").execute(context_of(task_id="delete")) == {"data": "deleted"}
 
 
 def test_a_volume_of_another_owner_is_left_alone(client: Client) -> None:
     client.volumes.apply(AWS, name="data")
-    with pytest.raises(AirflowFailException, match="a volume of that name has tags"):
+    with pytest.raises(AirflowFailException, match="a volume of that name has no tags"):
         create(name="data").execute(context_of())
     with pytest.raises(AirflowFailException, match="a volume that this DAG created, got 'data'"):
         delete(name="data").execute(context_of(task_id="delete"))
@@ -194,14 +194,17 @@ def deletions(server: LocalServer) -> int:
     return len(paths(server, "/volumes/delete"))
 
 
-def test_a_task_that_is_killed_deletes_its_volume(slow_server: LocalServer) -> None:
+def test_a_task_that_is_killed_deletes_its_volume(
+    slow_server: LocalServer, capfd: pytest.CaptureFixture[str]
+) -> None:
     task = create()
     timer = threading.Timer(0.7, task.on_kill)
     timer.start()
     with pytest.raises(DstackRunInterrupted, match="ended before its volume was active"):
         task.execute(context_of())
     timer.join()
-    assert deletions(slow_server) >= 1
+    assert deletions(slow_server) == 1
+    assert "".join(capfd.readouterr()).count("of this task is deleted") == 1
     ending = delete(name="data")
     ending.on_kill()
     with pytest.raises(DstackRunInterrupted, match="before the volume was gone"):
@@ -232,8 +235,10 @@ def test_the_forms_of_a_configuration(client: Client, tmp_path: Path) -> None:
     for index, form in enumerate([path, text, model]):
         create(form).execute(context_of(index))
     assert len(client.volumes.list()) == 3
-    with pytest.raises(AirflowFailException, match="configuration"):
-        create("type: task\n").execute(context_of())
+    task = create("type: {{ params.kind }}\n")
+    task.configuration = "type: task\n"
+    with pytest.raises(AirflowFailException, match="configuration: expected `type: volume`, got 'task'"):
+        task.execute(context_of())
 
 
 @pytest.mark.parametrize(
@@ -241,9 +246,16 @@ def test_the_forms_of_a_configuration(client: Client, tmp_path: Path) -> None:
     [
         (lambda: delete(volume_of="a", name="b"), "expected volume_of .* or name .*, got both"),
         (lambda: DstackDeleteVolumeOperator(task_id="x"), "got neither"),
-        (lambda: create(wait_timeout=0), "wait_timeout: expected 1 seconds or more"),
+        (lambda: create(wait_timeout=0), "wait_timeout: expected 1 second or more"),
         (lambda: create(keep=True), "name: expected one for a volume with keep=True"),
         (lambda: create(keep="yes", name="data"), "keep: expected True or False"),
+        (
+            lambda: create({**AWS, "size": "-5GB"}),
+            r"VolumeConfiguration\.size: expected a size above 0.*'-5GB'",
+        ),
+        (lambda: create({"backend": "aws"}), 'VolumeConfiguration: expected size such as "100GB"'),
+        (lambda: create("type: task\n"), "configuration: expected `type: volume`, got 'task'"),
+        (lambda: create(name="My_Volume"), "name: expected 2 to 41 lower-case letters.*, got 'My_Volume'"),
     ],
 )
 def test_wrong_arguments_are_reported_when_the_dag_is_parsed(make: Any, error: str) -> None:

@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 from prefect import task
+from prefect.blocks.system import Secret
+from pydantic import SecretStr
 
 from dstack_core.local import LocalServer
 from tests.ports import free_port
@@ -88,6 +90,17 @@ def test_two_steps_run_on_the_machine_of_one_fleet(server: LocalServer) -> None:
     assert name.startswith("example-dstack-fleet-warm-")
     with server.client() as client:
         until(lambda: client.fleets.get(name) is None)
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_a_secret_is_in_the_run_by_reference_alone(server: LocalServer) -> None:
+    Secret(value=SecretStr("hf_example")).save("hf-token", overwrite=True)
+    assert load("example_dstack_secrets").example_dstack_secrets()["status"] == "done"
+    run = the_run(server)
+    assert run.env["HF_TOKEN"].startswith("${{ secrets.prefect_f_")
+    assert b"a token of 10 characters" in b"".join(run.logs())
+    with server.client() as client:
+        assert client.secrets.list() == []
 
 
 @pytest.mark.usefixtures("prefect_server")

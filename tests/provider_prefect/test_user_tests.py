@@ -14,4 +14,4 @@ def test_the_page_is_a_project_whose_tests_pass(tmp_path: Path) -> None:
     write(tmp_path, files_of(PAGE, "python prefect test"))
     # The harness starts a server of its own.
     done = run_tests(tmp_path, PREFECT_API_URL="", PREFECT_HOME=str(tmp_path / ".prefect"))
-    assert summary(done).startswith("4 passed"), done.stdout + done.stderr
+    assert summary(done).startswith("5 passed"), done.stdout + done.stderr

@@ -28,6 +28,20 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}")
 _EXAMPLE = 'such as "{{ var.value.hf_token }}" or "{{ conn.hub.password }}"'
 
 
+# Reasons of errors that name types and fields, and no value.
+_PLAIN = re.compile(
+    r"can only concatenate \w+ \(not \"\w+\"\) to \w+|unsupported operand type\(s\) for .+"
+    r"|'[\w. ]+' object (?:is not \w+|has no attribute '\w+')|'.{1,2}' not supported between instances of .+"
+    r"|access to attribute '\w+' of '[\w. ]+' object is unsafe\."
+)
+# A word of a template that Jinja quotes: a value may have been written there by mistake.
+_QUOTED = re.compile(r"got '(?!end of |name'|string'|integer'|float')[^']*\w[^']*'")
+
+
+class _WholeError(Exception):
+    """A template that is a whole object, whose text is not a secret's; the message describes it."""
+
+
 class _MissingError(Exception):
     """An Airflow variable or connection that does not exist; the message names it."""
 
@@ -141,14 +155,20 @@ def _read(env: jinja2.Environment, name: str, source: str, roots: Mapping[str, A
         value = env.from_string(source).render(roots)
     except AirflowFailException:
         raise
-    except TemplateSyntaxError:
-        _fail(name, "a Jinja template", "another text")
+    except TemplateSyntaxError as error:
+        reason = _QUOTED.sub("got another word", error.message or "").removesuffix(".")
+        _fail(name, "a Jinja template", f"another text: {reason}")
     except _MissingError as error:
         _fail(name, "the variable or connection that its template names", f"none: {error}")
-    except UndefinedError:
-        _fail(name, "a template that names what exists", "an undefined field or key")
+    except UndefinedError as error:
+        _fail(name, "a template that names what exists", f"an undefined field or key: {error.message}")
+    except _WholeError as error:
+        _fail(name, "one field", f"{error}", "Name a field of it in the template.")
+    except json.JSONDecodeError as error:
+        _fail(name, "a variable that is JSON", f"one that is not ({error.msg})")
     except (TemplateError, TypeError, ValueError, AttributeError) as error:
-        _fail(name, "a template that can be rendered", type(error).__name__)
+        reason = f": {error}".removesuffix(".") if _PLAIN.fullmatch(str(error)) else ""
+        _fail(name, "a template that can be rendered", f"{type(error).__name__}{reason}")
     except Exception as error:
         raise DstackError(
             f"secrets: expected Airflow's answer for {name}, got {type(error).__name__}. "
@@ -159,17 +179,34 @@ def _read(env: jinja2.Environment, name: str, source: str, roots: Mapping[str, A
     return value
 
 
-def _fail(name: str, expected: str, got: str) -> NoReturn:
-    raise AirflowFailException(
-        f"secrets: expected {expected} for {name}, got {got}. Correct the template, or add what it reads."
-    ) from None
+def _fail(
+    name: str, expected: str, got: str, way: str = "Correct the template, or add what it reads."
+) -> NoReturn:
+    raise AirflowFailException(f"secrets: expected {expected} for {name}, got {got}. {way}") from None
 
 
 def _environment() -> jinja2.Environment:
     from jinja2 import StrictUndefined
     from jinja2.sandbox import SandboxedEnvironment
 
-    # Else a password that was never set would be the text "None". No page is made of these values.
-    return SandboxedEnvironment(
-        undefined=StrictUndefined, finalize=lambda value: "" if value is None else value
+    # No page is made of these values.
+    return SandboxedEnvironment(undefined=StrictUndefined, finalize=_one_text)
+
+
+def _one_text(value: Any) -> Any:
+    """Return what a template shows of a value. Raises ``_WholeError`` for one that is more than a text."""
+    from jinja2 import Undefined
+
+    # Else a password that was never set would be the text "None".
+    if value is None:
+        return ""
+    if isinstance(value, str | int | float | Undefined):
+        return value
+    if hasattr(value, "conn_id"):
+        raise _WholeError(
+            f"the whole connection {value.conn_id!r}, such as {{{{ conn.hub }}}} for "
+            "{{ conn.hub.password }}"
+        )
+    raise _WholeError(
+        f"a whole {type(value).__name__}, such as {{{{ var.json.team }}}} for {{{{ var.json.team.token }}}}"
     )

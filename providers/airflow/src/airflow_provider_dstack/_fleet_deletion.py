@@ -38,7 +38,10 @@ def delete_own(
         with hook.client(retry_budget=timeout) as client:
             while True:
                 left = max(end - time.monotonic(), 0.1)
-                if client.fleets.delete(name, marker=mark, timeout=left):
+                found = client.fleets.get(name)
+                # A kill and the end of its task both come here; the second is not to log it again.
+                is_ending = found is not None and found.marker == mark and found.is_terminating
+                if not is_ending and client.fleets.delete(name, marker=mark, timeout=left):
                     log.warning("Fleet %s of this task is deleted.", name)
                     return True
                 if not may_appear() or left <= _AGAIN_SECONDS:

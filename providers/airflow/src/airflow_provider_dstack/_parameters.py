@@ -31,7 +31,8 @@ _LITERALS = (str, int, float, list, dict, type(None))
 _CORES_NAMES = re.compile(r"\b(?:git_identity_file|git_private_key|oauth_token)\b")
 # What the operator calls options of ``dstack_core``: Airflow has parameters of these names.
 RENAMED = {"resources": "run_resources", "retry_policy": "run_retry_policy"}
-_RENAMED = re.compile(rf"^(?:{'|'.join(RENAMED)})\b")
+# The word "resources" also stands for any machine's, so only the first of a message is the option.
+_RENAMED = re.compile(r"^resources\b|\bretry_policy\b")
 
 
 def read_configuration(value: Any) -> Configuration:
@@ -70,9 +71,14 @@ def _mapping_in(value: Any) -> Any:
     from dstack_core import ConfigurationError
 
     try:
-        return yaml.safe_load(value)
+        found = yaml.safe_load(value)
     except yaml.YAMLError as error:
         raise ConfigurationError(f"configuration: expected YAML, got {error}.") from None
+    if not isinstance(found, Mapping):
+        raise ConfigurationError(
+            f"configuration: expected a dict, YAML text or the path of a .yml or .yaml file, got {value!r}."
+        )
+    return found
 
 
 def with_local_paths(configuration: Configuration, folder: Path | None) -> Configuration:
@@ -187,7 +193,8 @@ def one_of(name: str, value: Choice, choices: Collection[str]) -> Choice:
 def at_least(name: str, value: float, least: float) -> float:
     """Return ``value`` (seconds); raise ``ValueError`` when it is not a number, or less than ``least``."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not value >= least:
-        raise ValueError(f"{name}: expected {least:g} seconds or more, got {value!r}.")
+        unit = "second" if least == 1 else "seconds"
+        raise ValueError(f"{name}: expected {least:g} {unit} or more, got {value!r}.")
     return float(value)
 
 

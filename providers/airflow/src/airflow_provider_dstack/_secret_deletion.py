@@ -30,16 +30,17 @@ def delete_own(
     if not names:
         return
     end = time.monotonic() + timeout
+    deleted: list[str] = []
     try:
         with hook.client(retry_budget=timeout) as client:
             while True:
                 again = may_appear()
-                for name in list(names):
-                    client.secrets.delete(name)
+                deleted += [name for name in list(names) if client.secrets.delete(name)]
                 if not again or time.monotonic() + _AGAIN_SECONDS > end:
                     break
                 time.sleep(_AGAIN_SECONDS)
-        log.warning("Project secrets of this task are deleted: %s.", ", ".join(names))
+        if deleted:
+            log.warning("Project secrets of this task are deleted: %s.", ", ".join(deleted))
     except UnsupportedServerError:
         # None was set.
         pass

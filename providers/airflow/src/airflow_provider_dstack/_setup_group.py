@@ -15,6 +15,9 @@ class SetupGroup(TaskGroup):
     create: Any
     delete: Any
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.group_id!r})"
+
     def __enter__(self) -> Self:
         """Begin the group: tasks that are made from here on run after ``create`` and before ``delete``."""
         super().__enter__()

@@ -63,8 +63,10 @@ def delete_unused(
     timeout: float,
     log: Any,
     may_appear: Callable[[], bool] = lambda: False,
-) -> None:
-    """Delete the volume of a task that failed or was ended, unless it became active. Raises nothing.
+) -> bool:
+    """Delete the volume of a task that failed or was ended, unless it became active; return whether it did.
+
+    Raises nothing.
 
     ``tags`` are those of ``tags_of``. An active volume may hold data, so it is left, and so is one that other
     DAG runs may wait for. ``may_appear`` is whether the request that creates it may still be under way.
@@ -77,11 +79,13 @@ def delete_unused(
                 if volume is not None and _is_unused(volume, tags):
                     client.volumes.delete(name, timeout=max(end - time.monotonic(), 0.1))
                     log.warning("Volume %s of this task is deleted; its status was %s.", name, volume.status)
+                    return True
                 if volume is not None or not may_appear() or end - time.monotonic() <= _AGAIN_SECONDS:
-                    return
+                    return False
                 time.sleep(_AGAIN_SECONDS)
     except Exception as error:
         log.warning("Could not delete volume %s: %s. Delete it by hand if it is there.", name, error)
+        return False
 
 
 def _is_unused(volume: Volume, tags: Mapping[str, str]) -> bool:

@@ -132,6 +132,7 @@ class TemplatedModels(BaseOperator):
         """
         from jinja2 import UndefinedError
 
+        from airflow_provider_dstack._setup_results import refuse_missing_results
         from airflow_provider_dstack.links import leave_pushed
         from dstack_core import ConfigurationError
 
@@ -145,6 +146,7 @@ class TemplatedModels(BaseOperator):
                 self._field = field
                 # Before Airflow renders: it logs what is raised then, and one problem is reported once.
                 self._check(getattr(parent, field, None), field, own)
+                refuse_missing_results(self, field, getattr(parent, field, None), context)
                 env = hosts_own if field in _HOSTS_OWN else own
                 super()._do_render_template_fields(parent, (field,), context, env, seen_oids)
         except ConfigurationError as error:

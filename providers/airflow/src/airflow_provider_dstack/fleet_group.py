@@ -90,15 +90,25 @@ def dstack_fleet(
         with dstack_fleet("gpus", {"nodes": "0..2", "resources": "24GB.."}) as fleet:
             ...
     """
-    group_id = kwargs.pop("group_id", "fleet")
     if configuration is not None:
+        if not isinstance(fleet, str) or fleet.endswith(_FILES) or "\n" in fleet:
+            shown = repr(fleet) if isinstance(fleet, str) else f"a {type(fleet).__name__}"
+            raise ValueError(
+                f"dstack_fleet: expected the group's id (a str) before the configuration, got {shown}. Pass "
+                'one configuration, or an id and a configuration: dstack_fleet("gpus", {"nodes": "0..2"}).'
+            )
+        if "group_id" in kwargs:
+            raise ValueError(
+                f"dstack_fleet: expected one id of the group, got {fleet!r} and "
+                f"group_id={kwargs['group_id']!r}. Leave one of them out."
+            )
         group_id = fleet
     elif isinstance(fleet, str) and not fleet.endswith(_FILES) and "\n" not in fleet:
         raise ValueError(
-            f"dstack_fleet: expected a configuration, got only the name {fleet!r}. Pass the fleet's "
+            f"dstack_fleet: expected a configuration, got only the id {fleet!r}. Pass the fleet's "
             'configuration after it, such as dstack_fleet("gpus", {"nodes": "0..2"}).'
         )
     else:
-        configuration = fleet
+        group_id, configuration = kwargs.pop("group_id", "fleet"), fleet
     group = {name: kwargs.pop(name) for name in GROUP_OPTIONS if name in kwargs}
     return DstackFleetGroup(str(group_id), {"configuration": configuration, **kwargs}, **group)

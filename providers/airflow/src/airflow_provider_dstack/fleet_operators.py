@@ -17,6 +17,7 @@ from airflow_provider_dstack._compat import (
     deferral_errors,
 )
 from airflow_provider_dstack._parameters import at_least, most, yes_or_no
+from airflow_provider_dstack._resource_checks import check_fleet
 from airflow_provider_dstack._resource_names import ResourceOwner, setup_id
 from airflow_provider_dstack._resource_waits import sleep_unless
 from airflow_provider_dstack._templates import TemplatedModels
@@ -47,8 +48,9 @@ class DstackFleetOperator(TemplatedModels):
             A ``name`` in it is ignored.
         name: The fleet's name; mapped tasks append their map index to it. Default: one that no other DAG run
             has, made of the ids of the DAG and the task and a hash.
-        machines: How many machines to wait for, idle or busy. Default: those that the fleet creates by
-            itself, which are the minimum of ``nodes``, or its SSH hosts; with ``nodes: 0..2`` none.
+        machines: How many machines to wait for, idle or busy; at most those that ``nodes`` allows. Default:
+            those that the fleet creates by itself, which are the minimum of ``nodes``, or its SSH hosts; with
+            ``nodes: 0..2`` none.
         wait_timeout: Seconds to wait for the machines. Default 1800.
         deferrable: Have the triggerer wait for the machines, and give the worker's slot back. Default:
             Airflow's setting ``[operators] default_deferrable``.
@@ -63,7 +65,8 @@ class DstackFleetOperator(TemplatedModels):
         The fleet's name (str); also the XCom ``dstack_fleet_name``, from its creation on.
 
     Raises:
-        ValueError: A parameter that is not a template is wrong; the DAG cannot be parsed.
+        ValueError: A parameter is wrong; the DAG cannot be parsed. ``configuration`` and ``name`` are
+            checked then if no template and no other task's output is in them, and a file's text likewise.
         AirflowFailException: Input or access is wrong, or the name belongs to another owner.
         DstackServerUnreachable: The server did not answer within ``retry_budget``.
         DstackError: The machines did not come in time, or something else deleted the fleet.
@@ -78,6 +81,7 @@ class DstackFleetOperator(TemplatedModels):
     template_ext: Sequence[str] = (".yml", ".yaml")
     template_fields_renderers: ClassVar[dict[str, str]] = {"configuration": "yaml"}
     ui_color = "#d9f2e6"
+    sets_up: ClassVar[str] = "the fleet"
 
     def __init__(
         self,
@@ -106,17 +110,26 @@ class DstackFleetOperator(TemplatedModels):
         self._killed = False
         self._own: tuple[str, str] | None = None
         self._is_applying = False
+        check_fleet(self.configuration, self.name, self.machines)
+
+    def resolve_template_files(self) -> None:
+        """Read the configuration's file when the DAG is parsed, and check what contains no template."""
+        super().resolve_template_files()
+        check_fleet(self.configuration, self.name, self.machines)
 
     def execute(self, context: Context) -> str:
         """Create the fleet; wait for its machines, or hand the wait to the triggerer."""
         from airflow_provider_dstack._outcome import raise_as_airflow_error
         from airflow_provider_dstack._parameters import read_fleet
         from dstack_core import DstackError as CoreError
+        from dstack_core.integration import check_machines
 
         owner = ResourceOwner.of(context, "fleet")
         name = owner.name(self.name)
         try:
             configuration = read_fleet(self.configuration)
+            if self.machines is not None:
+                check_machines("machines", self.machines, configuration)
             with self.hook().client(retry_budget=self.retry_budget) as client:
                 self._own, self._is_applying = (name, owner.mark), True
                 fleet = client.fleets.apply(configuration, name=name, marker=owner.mark, sleep=self._sleep)

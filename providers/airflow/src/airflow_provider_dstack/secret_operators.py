@@ -71,6 +71,7 @@ class DstackSecretsOperator(BaseOperator):
     ui_color = "#d9f2e6"
     # By which tasks downstream find its templates, without an import of this class.
     sets_project_secrets: ClassVar[bool] = True
+    sets_up: ClassVar[str] = "the project secrets"
 
     def __init__(
         self,

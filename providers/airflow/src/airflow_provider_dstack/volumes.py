@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow_provider_dstack._compat import AirflowTaskTimeout, BaseOperator, Context
 from airflow_provider_dstack._parameters import at_least, yes_or_no
+from airflow_provider_dstack._resource_checks import check_volume
 from airflow_provider_dstack._resource_names import ResourceOwner, setup_id
 from airflow_provider_dstack._resource_waits import sleep_unless
 from airflow_provider_dstack._templates import TemplatedModels
@@ -53,7 +54,8 @@ class DstackVolumeOperator(TemplatedModels):
         The volume's name (str); also the XCom ``dstack_volume_name``, from its creation on.
 
     Raises:
-        ValueError: A parameter that is not a template is wrong; the DAG cannot be parsed.
+        ValueError: A parameter is wrong; the DAG cannot be parsed. ``configuration`` and ``name`` are
+            checked then if no template and no other task's output is in them, and a file's text likewise.
         AirflowFailException: Input or access is wrong, the name belongs to another owner, or the server is
             older than 0.19.5, from which on volumes have tags.
         DstackServerUnreachable: The server did not answer within ``retry_budget``.
@@ -69,6 +71,7 @@ class DstackVolumeOperator(TemplatedModels):
     template_ext: Sequence[str] = (".yml", ".yaml")
     template_fields_renderers: ClassVar[dict[str, str]] = {"configuration": "yaml"}
     ui_color = "#d9f2e6"
+    sets_up: ClassVar[str] = "the volume"
 
     def __init__(
         self,
@@ -97,6 +100,14 @@ class DstackVolumeOperator(TemplatedModels):
         self._killed = False
         self._own: tuple[str, dict[str, str]] | None = None
         self._is_applying = False
+        # Whether ``on_kill`` has deleted it, so that the end of the task does not do and log it again.
+        self._is_deleted = False
+        check_volume(self.configuration, self.name)
+
+    def resolve_template_files(self) -> None:
+        """Read the configuration's file when the DAG is parsed, and check what contains no template."""
+        super().resolve_template_files()
+        check_volume(self.configuration, self.name)
 
     def execute(self, context: Context) -> str:
         """Create the volume and wait until it is active; return its name."""
@@ -120,7 +131,8 @@ class DstackVolumeOperator(TemplatedModels):
                 self._wait(client, name)
         except (Exception, AirflowTaskTimeout) as error:
             self._is_applying = False
-            delete_unused(self.hook(), name, tags, timeout=_DELETE_SECONDS, log=self.log)
+            if not self._is_deleted:
+                delete_unused(self.hook(), name, tags, timeout=_DELETE_SECONDS, log=self.log)
             if isinstance(error, CoreError):
                 raise_as_airflow_error(error, submitted=False)
             raise
@@ -144,9 +156,11 @@ class DstackVolumeOperator(TemplatedModels):
 
         def delete() -> None:
             hook, log = self.hook(), self.log
-            delete_unused(
+            is_deleted = delete_unused(
                 hook, name, tags, timeout=KILL_SECONDS, log=log, may_appear=lambda: self._is_applying
             )
+            # A request that was under way may still create it.
+            self._is_deleted = is_deleted and not self._is_applying
             done.set()
 
         start_thread(delete, "dstack-delete-volume")
