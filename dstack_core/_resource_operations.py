@@ -252,19 +252,6 @@ def _seconds(timeout: float | None) -> str:
     return "" if timeout is None else f"{timeout:g} s"
 
 
-def _machine_states(seen: Sequence[Fleet]) -> str:
-    """Return how many machines of the fleet are in which status, and why, as the server had it last."""
-    if not seen:
-        return ""
-    states = Counter(
-        f"{one.status} ({one.termination_reason})" if one.termination_reason else one.status
-        for one in seen[-1].instances
-    )
-    counts = ", ".join(f"{number} {state}" for state, number in states.items())
-    why = f": {seen[-1].status_message}" if seen[-1].status_message else ""
-    return f": its machines are {counts}{why}" if counts else f": it has no machine yet{why}"
-
-
 def _checked(name: str | None, kind: str) -> str:
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise ConfigurationError(
@@ -306,3 +293,16 @@ def _read_keys(value: Any) -> Any:
         key = read_identity_file(path, "ssh_config.identity_file")
         filled["ssh_key"] = {"public": key.public_line, "private": Path(path).expanduser().read_text()}
     return filled
+
+
+def _machine_states(seen: Sequence[Fleet]) -> str:
+    """Return how many machines of the fleet are in which status, and why, as the server had it last."""
+    if not seen:
+        return ""
+    states = Counter(
+        f"{one.status} ({one.termination_reason})" if one.termination_reason else one.status
+        for one in seen[-1].instances
+    )
+    counts = ", ".join(f"{number} {state}" for state, number in states.items())
+    why = f": {seen[-1].status_message}" if seen[-1].status_message else ""
+    return f": its machines are {counts}{why}" if counts else f": it has no machine yet{why}"

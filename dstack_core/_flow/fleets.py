@@ -145,7 +145,7 @@ def delete_fleet(
 
 
 def wait_for_machines(
-    api: FleetApi, name: str, number: int, on_seen: Callable[[Fleet], None]
+    api: FleetApi, name: str, number: int, on_seen: Callable[[Fleet], None] = lambda _: None
 ) -> Op[Fleet | None]:
     """Wait until so many machines of the fleet are ready; None when it is gone.
 
