@@ -181,6 +181,10 @@ class ClientBase(Generic[TransportT]):
         api = self._operations.api
         return api.runs_url() if run_id is None else api.run_url(run_id)
 
+    def fleet_url(self, fleet_id: str) -> str:
+        """Return the address of a fleet's page on the server."""
+        return self._operations.api.fleet_url(fleet_id)
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}(server_url={self.server_url!r}, project_name={self.project!r})"
 

@@ -7,6 +7,7 @@ starts.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ from dstack_core._wire.project_items import ProjectItemsApi, volume_configuratio
 from dstack_core._wire.spec import run_spec
 from dstack_core._wire.versions import needs_of
 from dstack_core.configurations import FleetLike, VolumeLike, load_fleet, load_volume
-from dstack_core.errors import ConfigurationError
+from dstack_core.errors import ConfigurationError, WaitTimeoutError
 from dstack_core.models.account import Gateway, Secret
 from dstack_core.models.configurations import Task
 from dstack_core.models.fleets import Fleet, FleetConfiguration, FleetPlan
@@ -170,9 +171,22 @@ class ResourceOperations:
 
     def wait_for_fleet(self, name: str, number: int, timeout: float | None) -> Flow[Fleet | None]:
         """Wait until so many machines of a fleet are ready."""
-        flow = fleets.wait_for_machines(self._fleets, name, number)
-        what = f"Fleet {name} did not have {number} ready machines within {_seconds(timeout)}"
-        return self._limited(flow, timeout, what)
+        seen: list[Fleet] = []
+        flow = fleets.wait_for_machines(self._fleets, name, number, seen.append)
+        machines = "1 ready machine" if number == 1 else f"{number} ready machines"
+        what = f"Fleet {name} did not have {machines} within {_seconds(timeout)}"
+        limited = self._limited(flow, timeout, what)
+
+        def explained() -> Flow[Fleet | None]:
+            try:
+                return (yield from limited)
+            except WaitTimeoutError as error:
+                raise WaitTimeoutError(
+                    f"{error.message.rstrip('.')}{_machine_states(seen)}. Ask for less or pay more, or wait "
+                    "longer."
+                ) from None
+
+        return explained()
 
     def apply_volume(
         self, configuration: VolumeLike, *, name: str | None, retry_budget: float | None
@@ -274,3 +288,16 @@ def _read_keys(value: Any) -> Any:
         key = read_identity_file(path, "ssh_config.identity_file")
         filled["ssh_key"] = {"public": key.public_line, "private": Path(path).expanduser().read_text()}
     return filled
+
+
+def _machine_states(seen: Sequence[Fleet]) -> str:
+    """Return how many machines of the fleet are in which status, and why, as the server had it last."""
+    if not seen:
+        return ""
+    states = Counter(
+        f"{one.status} ({one.termination_reason})" if one.termination_reason else one.status
+        for one in seen[-1].instances
+    )
+    counts = ", ".join(f"{number} {state}" for state, number in states.items())
+    why = f": {seen[-1].status_message}" if seen[-1].status_message else ""
+    return f": its machines are {counts}{why}" if counts else f": it has no machine yet{why}"

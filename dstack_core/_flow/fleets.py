@@ -15,7 +15,7 @@ that is being deleted is waited for within the retry budget, since its name is f
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from dstack_core._flow.queries import active_runs
 from dstack_core._flow.retry import Patience, RetryBudget
@@ -156,15 +156,18 @@ def _is_wanted(api: Api, name: str) -> Op[bool]:
     return bool(active)
 
 
-def wait_for_machines(api: FleetApi, name: str, number: int) -> Op[Fleet | None]:
+def wait_for_machines(
+    api: FleetApi, name: str, number: int, on_seen: Callable[[Fleet], None] = lambda _: None
+) -> Op[Fleet | None]:
     """Wait until so many machines of the fleet are ready; None when it is gone.
 
-    Raises ``ConfigurationError`` if the fleet cannot have so many.
+    ``on_seen`` gets the fleet each time. Raises ``ConfigurationError`` if the fleet cannot have so many.
     """
     while True:
         found = yield from call(api.get(name))
         if found is None:
             return None
+        on_seen(found.fleet)
         enough = sum(each.is_ready for each in found.fleet.instances) >= number
         if enough or found.fleet.is_terminating or found.fleet.has_ended:
             return found.fleet

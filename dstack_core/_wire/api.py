@@ -73,6 +73,10 @@ class Api:
         """Return the address of a run's page in the server's UI."""
         return f"{self.ui_url}/projects/{quote(self.project)}/runs/{run_id}"
 
+    def fleet_url(self, fleet_id: str) -> str:
+        """Return the address of a fleet's page in the server's UI."""
+        return f"{self.ui_url}/projects/{quote(self.project)}/fleets/{fleet_id}"
+
     def runs_url(self) -> str:
         """Return the address of the list of runs in the server's UI."""
         return f"{self.ui_url}/runs"

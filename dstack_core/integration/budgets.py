@@ -27,7 +27,7 @@ def read_budget(
     client: Client,
     max_cost: Any,
     *,
-    marker_prefix: str,
+    marker_prefix: str | tuple[str, ...],
     planned: Any = None,
     since: datetime | None = None,
 ) -> BudgetState:
@@ -39,7 +39,8 @@ def read_budget(
     Args:
         client: The client of the runs' project.
         max_cost: What they may cost together, in USD: a number, a ``Decimal`` or a text.
-        marker_prefix: How the markers of the owner's runs begin, such as ``"airflow:train/manual__1/"``.
+        marker_prefix: How the markers of the owner's runs begin, such as ``"airflow:train/manual__1/"``; a
+            tuple if there are several beginnings.
         planned: What the next run may cost, in USD. Default: nothing, so that it fits while anything is left.
         since: No run of the owner is older than this (aware). Default: all runs of the project are read.
 
@@ -60,7 +61,7 @@ async def aread_budget(
     client: AsyncClient,
     max_cost: Any,
     *,
-    marker_prefix: str,
+    marker_prefix: str | tuple[str, ...],
     planned: Any = None,
     since: datetime | None = None,
 ) -> BudgetState:
@@ -69,7 +70,7 @@ async def aread_budget(
     Args:
         client: The client of the runs' project.
         max_cost: What they may cost together, in USD.
-        marker_prefix: How the markers of the owner's runs begin.
+        marker_prefix: How the markers of the owner's runs begin; a tuple if there are several beginnings.
         planned: What the next run may cost, in USD.
         since: No run of the owner is older than this (aware).
 
@@ -94,17 +95,19 @@ class _Sum:
 
     max_cost: Decimal
     planned: Decimal
-    marker_prefix: str
+    marker_prefix: str | tuple[str, ...]
     since: datetime | None
     spent: Decimal = Decimal(0)
     reserved: Decimal = Decimal(0)
     runs: int = 0
 
     @classmethod
-    def of(cls, max_cost: Any, planned: Any, marker_prefix: str, since: datetime | None) -> _Sum:
+    def of(
+        cls, max_cost: Any, planned: Any, marker_prefix: str | tuple[str, ...], since: datetime | None
+    ) -> _Sum:
         """Return an empty sum; raises ``ConfigurationError``."""
         amount = Decimal(str(check_max_cost(max_cost)))
-        of_next = Decimal(0) if planned is None else Decimal(str(check_max_cost(planned)))
+        of_next = Decimal(0) if planned is None else Decimal(str(check_max_cost(planned, "planned")))
         return cls(amount, of_next, marker_prefix, since)
 
     def add(self, run: RunSnapshot) -> None:

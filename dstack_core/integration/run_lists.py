@@ -16,7 +16,7 @@ from typing import IO, TYPE_CHECKING, Any, TypeAlias
 
 from dstack_core import clock
 from dstack_core._flow.costs import cost_query
-from dstack_core.errors import DstackError
+from dstack_core.errors import ConfigurationError, DstackError
 from dstack_core.integration.command_line import PLAIN, TextStyle, text_table
 from dstack_core.integration.doctor_network import Finding, describe_finding
 from dstack_core.models.costs import CostRow
@@ -183,8 +183,11 @@ def show_costs(
     """Return what the runs of a project have cost as a command shows it: ``client.costs`` as text or data.
 
     The table has two decimals, below 1 USD four; its total is the sum of the exact costs, not of what is
-    shown. CSV and JSON have the exact costs. Raises the errors of ``client.costs``.
+    shown. CSV and JSON have the exact costs. Raises the errors of ``client.costs``, and
+    ``ConfigurationError`` for both at once.
     """
+    if as_csv and as_json:
+        raise ConfigurationError("output: expected text with --csv, got json. Choose one of the two.")
     rows = client.costs(by=by, since=since, until=until, marker_prefix=marker_prefix, tags=tags)
     if as_csv:
         return cost_csv(rows, by)

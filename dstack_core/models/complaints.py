@@ -35,6 +35,8 @@ _CLASSES = {"Sequence": _LIST, "Mapping": _MAPPING}
 _MEMBER = re.compile(r"str|int|float|bool|function-.*|constrained-.*|.*\[.*|[A-Z][A-Za-z]*")
 # Fields whose values may be secrets; errors show their type instead.
 _SECRET = {"env", "registry_auth", "RegistryAuth", "headers", "probes"}
+# One of the values that Pydantic lists for a choice.
+_CHOICE = re.compile(r"'[^']*'")
 _LOGIN = re.compile(r"://[^/@\s]+@")
 # Most characters of a shown value: enough to recognize it, and an error stays a few lines long.
 _LONGEST = 80
@@ -105,7 +107,7 @@ def _expected(item: Mapping[str, Any], known: Mapping[str, Known]) -> str:
     if isinstance(name, str):
         return known[name].form if name in known else _CLASSES.get(name) or name
     text: str = item["msg"]
-    return _EXPECTED.get(item["type"]) or text.removeprefix("Input should be ")
+    return _EXPECTED.get(item["type"]) or _each_once(text.removeprefix("Input should be "))
 
 
 def _shown(model: str, path: tuple[str | int, ...], value: Any) -> str:
@@ -118,3 +120,10 @@ def _shown(model: str, path: tuple[str | int, ...], value: Any) -> str:
     if isinstance(value, Mapping):
         return _MAPPING
     return kinds.get(type(value), "none" if value is None else f"a {type(value).__name__}")
+
+
+def _each_once(text: str) -> str:
+    """Return a list of choices such as ``'a', 'b', 'b' or 'c'`` with each of them once."""
+    names = list(dict.fromkeys(_CHOICE.findall(text)))
+    is_list = len(names) > 1 and not _CHOICE.sub("", text).replace(" or ", "").strip(", ")
+    return f"{', '.join(names[:-1])} or {names[-1]}" if is_list else text

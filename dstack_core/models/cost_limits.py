@@ -74,12 +74,12 @@ def refuse_update(max_cost: object) -> None:
         )
 
 
-def check_max_cost(value: Any) -> float:
-    """Return a cost in USD, also one written as text; raises ``ConfigurationError``."""
+def check_max_cost(value: Any, field: str = "max_cost") -> float:
+    """Return a cost in USD, also one written as text; raises ``ConfigurationError`` that names ``field``."""
     try:
         cost = math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError):
         cost = math.nan
     if not 0 < cost < math.inf:
-        raise ConfigurationError(f"max_cost: expected USD above 0, got {value!r}.")
+        raise ConfigurationError(f"{field}: expected USD above 0, got {value!r}.")
     return cost

@@ -49,6 +49,8 @@ class Survive(Model):
     @classmethod
     def _check_duration(cls, value: int | str) -> int | str:
         check_duration(value)
+        if duration_seconds(value) <= 0:
+            raise ValueError(f'expected seconds above 0, or a string such as "2h" or "3d", got {value!r}')
         return value
 
     @field_validator("times", mode="before")

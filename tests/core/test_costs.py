@@ -204,3 +204,11 @@ def test_a_project_that_does_not_exist_is_an_error(server: LocalServer) -> None:
     }
     with dstack.Client(**arguments) as client, pytest.raises(dstack.ProjectNotFoundError):
         client.costs()
+
+
+def test_csv_and_json_at_once_are_refused() -> None:
+    with (
+        dstack.Client(server_url="http://127.0.0.1:9", project_name="main", user_token="t") as client,
+        pytest.raises(dstack.ConfigurationError, match=r"^output: expected text with --csv, got json\."),
+    ):
+        show_costs(client, by="owner", since=None, as_csv=True, as_json=True)

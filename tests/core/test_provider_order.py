@@ -96,6 +96,7 @@ LAYERS: dict[str, list[set[str]]] = {
             "_flow_runs",
             "_function_result",
             "_resource_names",
+            "_subflows",
             "_tags",
             "_waits",
             "retry_conditions",

@@ -159,6 +159,7 @@ def test_the_forms_of_survive(client: Client, server: LocalServer, given: Any, s
 @pytest.mark.parametrize(
     ("options", "text"),
     [
+        ({"survive": "0s"}, r"^survive\.duration: expected seconds above 0, .*, got '0s'"),
         ({"survive": "soon"}, r"^survive\.duration: expected seconds above 0, .*, got 'soon'"),
         ({"survive": {"times": 0}}, r"^survive\.times: expected a whole number of 1 or more, or None, got 0"),
         ({"survive": {"events": ["error"]}}, r'^survive\.events: expected a list of "interruption", .*error'),

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
+import re
 import signal
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from uuid import UUID
 
@@ -59,7 +62,7 @@ def fleets_named(server: LocalServer) -> list[Any]:
 
 
 def test_runs_inside_the_block_use_its_fleet_and_it_is_deleted(
-    dstack: LocalServer, credentials: DstackCredentials
+    dstack: LocalServer, credentials: DstackCredentials, caplog: pytest.LogCaptureFixture
 ) -> None:
     @flow(name="nightly")
     def nightly() -> str:
@@ -76,6 +79,7 @@ def test_runs_inside_the_block_use_its_fleet_and_it_is_deleted(
     assert name.startswith("nightly-warm-")
     assert fleets_named(dstack) == [[name], [name], ["other"], None]
     assert fleets(dstack) == {}
+    assert f"Fleet {name} is being deleted." in caplog.text
 
 
 @pytest.mark.parametrize("is_async", [False, True])
@@ -145,6 +149,49 @@ def test_the_async_block_does_the_same(dstack: LocalServer, credentials: DstackC
     assert fleets(dstack) == {}
 
 
+def test_outside_of_a_flow_a_fleet_is_refused(dstack: LocalServer, credentials: DstackCredentials) -> None:
+    def enter() -> None:
+        with dstack_fleet(ELASTIC, credentials):
+            pytest.fail("must not be entered")
+
+    async def aenter() -> None:
+        async with dstack_fleet(ELASTIC, credentials):
+            pytest.fail("must not be entered")
+
+    @flow
+    def in_a_thread() -> None:
+        with ThreadPoolExecutor() as pool:
+            pool.submit(enter).result()
+
+    refused = r"^dstack_fleet: expected a flow or a task, got code outside of one.*copy_context"
+    with pytest.raises(core.ConfigurationError, match=refused):
+        enter()
+    with pytest.raises(core.ConfigurationError, match=refused):
+        asyncio.run(aenter())
+    with pytest.raises(core.ConfigurationError, match=refused):
+        in_a_thread()
+    assert fleets(dstack) == {}
+
+
+def test_a_thread_with_the_context_of_its_flow_has_a_fleet(
+    dstack: LocalServer, credentials: DstackCredentials
+) -> None:
+    def enter() -> tuple[str | None, list[Any]]:
+        with dstack_fleet(ELASTIC, credentials) as fleet:
+            run_task(QUICK, credentials, **OPTIONS)
+            return fleet.marker, [fleet.name]
+
+    @flow
+    def in_a_thread() -> tuple[str | None, list[Any], Any]:
+        with ThreadPoolExecutor() as pool:
+            return *pool.submit(contextvars.copy_context().run, enter).result(), flow_run.id
+
+    marker, name, owner = in_a_thread()
+    assert (marker or "").startswith(f"prefect:flow_run/{owner}/fleet/")
+    assert fleets_named(dstack) == [name]
+    assert fleets(dstack) == {}
+
+
 def test_an_exception_deletes_the_fleet(dstack: LocalServer, credentials: DstackCredentials) -> None:
     @flow
     def failing() -> None:
@@ -178,8 +225,10 @@ def test_machines_that_do_not_come_are_an_error_and_leave_nothing(
         with dstack_fleet(wanted, credentials, timeout=0.5):
             pytest.fail("must not be entered")
 
-    with pytest.raises(core.WaitTimeoutError, match="did not have 1 ready machines"):
+    with pytest.raises(core.WaitTimeoutError, match=r"did not have 1 ready machine within 0\.5 s: ") as late:
         waiting()
+    assert re.search(r"no offers|no_offers|pending", str(late.value))
+    assert str(late.value).endswith("Ask for less or pay more, or wait longer.")
     assert fleets(dstack) == {}
 
 
@@ -211,7 +260,9 @@ def test_a_fleet_that_cannot_be_deleted_is_logged_and_does_not_fail_the_flow(
 
     name = unlucky()
     assert f"Fleet {name} could not be deleted" in caplog.text
+    # No hook runs after Completed.
     assert "reaper" in caplog.text
+    assert "hooks" not in caplog.text
 
 
 def test_a_name_of_another_owner_is_refused(dstack: LocalServer, credentials: DstackCredentials) -> None:
@@ -397,7 +448,9 @@ def test_the_reaper_deletes_the_fleet_of_a_flow_run_that_has_ended(
     owner = in_state(make())
     fleet_of(dstack, owner)
     (would,) = reap(credentials, min_age=0, dry_run=True)
-    assert describe(would, dry_run=True).startswith("Would delete: fleet left (")
+    (left,) = fleets(dstack).values()
+    page = f"{dstack.url}/projects/{dstack.project}/fleets/{left.id}"
+    assert describe(would, dry_run=True).startswith(f"Would delete: fleet left ({page}) of flow_run/")
     assert set(fleets(dstack)) == {"left"}
     (finding,) = reap(credentials, min_age=0)
     assert finding["stopped"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -133,18 +134,24 @@ def test_a_secret_for_good_is_kept_and_replaced_only_on_request(
 def test_what_cannot_be_deleted_is_logged_without_the_value(
     dstack: LocalServer, credentials: DstackCredentials, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with sync_secrets({"A": SecretStr(VALUE)}, credentials):
-        dstack.faults.add("/secrets/delete", status=403, times=None)
+    @flow
+    def work() -> None:
+        with sync_secrets({"A": SecretStr(VALUE)}, credentials):
+            dstack.faults.add("/secrets/delete", status=403, times=None)
+
+    work()
     assert "could not be deleted" in caplog.text
     assert VALUE not in caplog.text
 
 
 def test_a_failed_set_deletes_what_was_set(dstack: LocalServer, credentials: DstackCredentials) -> None:
-    with (
-        pytest.raises(core.RequestRejectedError) as refused,
-        sync_secrets({"A": SecretStr(VALUE), "B": SecretStr("x" * 5001)}, credentials),
-    ):
-        pytest.fail("must not be entered")
+    @flow
+    def work() -> None:
+        with sync_secrets({"A": SecretStr(VALUE), "B": SecretStr("x" * 5001)}, credentials):
+            pytest.fail("must not be entered")
+
+    with pytest.raises(core.RequestRejectedError) as refused:
+        work()
     assert VALUE not in str(refused.value)
     assert names(dstack) == []
 
@@ -155,6 +162,7 @@ def test_a_failed_set_deletes_what_was_set(dstack: LocalServer, credentials: Dst
         ({}, {}, "expected Secret blocks by name"),
         ("HF_TOKEN", {}, "expected Secret blocks by name"),
         ({"HF-TOKEN": SecretStr(VALUE)}, {}, "letters, digits and underscores"),
+        ({"A" * 300: SecretStr(VALUE)}, {}, r"at most 100 characters, got A{20}\.\.\. with 300\."),
         ({"A": VALUE}, {}, "a Secret block or SecretStr for A, got str"),
         ({"A": SecretStr("")}, {}, "got an empty text"),
         ({"A": Secret(value={"a": 1})}, {}, "got dict"),  # type: ignore[arg-type]
@@ -166,6 +174,15 @@ def test_wrong_values_are_refused_and_not_shown(secrets: Any, options: dict[str,
     with pytest.raises(core.ConfigurationError, match=text) as refused:
         sync_secrets(secrets, **options)
     assert VALUE not in str(refused.value)
+
+
+def test_outside_of_a_flow_secrets_that_nothing_could_delete_are_refused(
+    dstack: LocalServer, credentials: DstackCredentials
+) -> None:
+    secrets = sync_secrets({"A": SecretStr(VALUE)}, credentials)
+    with pytest.raises(core.ConfigurationError, match=r"^sync_secrets: expected a flow or a task"), secrets:
+        pytest.fail("must not be entered")
+    assert names(dstack) == []
 
 
 @flow
@@ -190,7 +207,9 @@ def test_the_reaper_deletes_the_secret_of_a_flow_run_that_has_ended(
 ) -> None:
     left_over(dstack, make())
     (would,) = reap(credentials, min_age=0, dry_run=True)
-    assert describe(would, dry_run=True).startswith("Would delete: secret prefect_f_")
+    assert re.fullmatch(
+        r"Would delete: secret prefect_f_\w+ of flow_run/\S+ \(\w+\): .*", describe(would, dry_run=True)
+    )
     (finding,) = reap(credentials, min_age=0)
     assert (finding["kind"], finding["stopped"]) == ("secret", True)
     assert names(dstack) == ["BY_HAND"]
@@ -222,11 +241,14 @@ def test_a_server_without_secrets_is_one_clear_error(
 
     for method in ("set", "list", "delete"):
         monkeypatch.setattr(f"dstack_core.resource_collections.SecretCollection.{method}", refuse)
-    with (
-        pytest.raises(core.UnsupportedServerError, match=r"0.19.17"),
-        sync_secrets({"A": SecretStr(VALUE)}, credentials),
-    ):
-        pytest.fail("must not be entered")
+
+    @flow
+    def work() -> None:
+        with sync_secrets({"A": SecretStr(VALUE)}, credentials):
+            pytest.fail("must not be entered")
+
+    with pytest.raises(core.UnsupportedServerError, match=r"0.19.17"):
+        work()
     assert "could not be deleted" not in caplog.text
     assert reap(credentials, min_age=0) == []
 

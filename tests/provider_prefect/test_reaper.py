@@ -29,7 +29,7 @@ from prefect.states import (
     Scheduled,
 )
 
-from dstack_core import Run
+from dstack_core import ConfigurationError, Run
 from dstack_core.local import LocalServer
 from prefect_dstack import DstackCredentials, _followers, areap_runs, arun_task, reap_runs, reaper, run_task
 from prefect_dstack._report import Report, emit
@@ -398,3 +398,31 @@ def test_the_command_needs_a_project_and_a_prefect_server_that_exist(dstack: Loc
     assert (shown.returncode, "min_age: expected 0 seconds or more" in shown.stderr) == (1, True), (
         shown.stderr
     )
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        ({"min_age": "1m"}, r"^min_age: expected 0 seconds or more, got '1m'\."),
+        ({"min_age": -1}, r"^min_age: expected 0 seconds or more, got -1\."),
+        ({"min_age": float("nan")}, r"^min_age: expected 0 seconds or more, got nan\."),
+        ({"dry_run": "no"}, r"^dry_run: expected True or False, got 'no'\."),
+        ({"stop_unknown": 1}, r"^stop_unknown: expected True or False, got 1\."),
+    ],
+)
+def test_wrong_arguments_are_errors_before_anything_is_read(given: dict[str, Any], text: str) -> None:
+    with pytest.raises(ConfigurationError, match=text):
+        reap("no-such-block", **given)
+
+
+def test_a_killed_task_without_a_flow_is_reaped_once_it_is_set_to_crashed(
+    dstack: LocalServer, credentials: DstackCredentials
+) -> None:
+    with get_client(sync_client=True) as client:
+        owner = client.create_task_run(run_task, None, dynamic_key="0", state=Running())
+        left = run_of(dstack, owner.id, kind="task_run")
+        (finding,) = reap(credentials, min_age=0)
+        assert (finding["owner"], finding["reason"]) == (f"task_run/{owner.id}", "its task run has not ended")
+        client.set_task_run_state(owner.id, Crashed(), force=True)
+    assert names(reap(credentials, min_age=0)) == {left.name}
+    assert is_stopped(left)

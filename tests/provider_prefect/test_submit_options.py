@@ -237,7 +237,8 @@ def test_a_secret_that_prefect_masked_is_refused(dstack: LocalServer, credential
 @pytest.mark.parametrize(
     ("env", "told"),
     [
-        (["HF_TOKEN"], "env: expected a dict"),
+        (["HF_TOKEN"], r"env: expected a dict .*, got list\.$"),
+        ("HF_TOKEN", r"env: expected a dict .*, got str\. With \.map\(\), pass env=unmapped\("),
         ({"HF_TOKEN": None}, "env: expected text as the value of HF_TOKEN"),
         ({"DEBUG": True}, "env: expected text as the value of DEBUG, got bool"),
     ],

@@ -40,7 +40,9 @@ def volumes(server: LocalServer) -> dict[str, core.Volume]:
         return {volume.name: volume for volume in client.volumes.list()}
 
 
-def test_runs_share_a_volume_and_it_is_deleted(dstack: LocalServer, credentials: DstackCredentials) -> None:
+def test_runs_share_a_volume_and_it_is_deleted(
+    dstack: LocalServer, credentials: DstackCredentials, caplog: pytest.LogCaptureFixture
+) -> None:
     @flow(name="nightly")
     def nightly() -> dict[str, Any]:
         volume = create_volume({**AWS, "tags": {"team": "nlp"}}, credentials)
@@ -57,6 +59,9 @@ def test_runs_share_a_volume_and_it_is_deleted(dstack: LocalServer, credentials:
     assert made["name"].startswith("nightly-data-")
     assert (made["status"], made["backend"], made["region"]) == ("active", "aws", "us-east-1")
     assert made["size"] == 10 * 2**30
+    assert f"Volume {made['name']} is active in aws us-east-1." in caplog.text
+    assert f"Volume {made['name']} is deleted." in caplog.text
+    assert f"Volume {made['name']} does not exist." in caplog.text
     assert volumes(dstack) == {}
 
 

@@ -9,14 +9,19 @@ def check_pace(poll_interval: Any, retry_budget: Any) -> None:
     """Raise ``ConfigurationError`` for what is not a number of seconds in range."""
     wanted = "more than 0 seconds"
     _check("poll_interval", poll_interval, _is_number(poll_interval) and poll_interval > 0, wanted)
-    wanted = "0 seconds or more"
-    _check("retry_budget", retry_budget, _is_number(retry_budget) and retry_budget >= 0, wanted)
+    check_least_seconds(retry_budget=retry_budget)
 
 
 def check_seconds(**given: object) -> None:
     """Raise ``ConfigurationError`` for the first that is not a number of seconds above 0."""
     for name, value in given.items():
         _check(name, value, _is_number(value) and value > 0, "more than 0 seconds")  # type: ignore[operator]
+
+
+def check_least_seconds(**given: object) -> None:
+    """Raise ``ConfigurationError`` for the first that is not a number of seconds, 0 or more."""
+    for name, value in given.items():
+        _check(name, value, _is_number(value) and value >= 0, "0 seconds or more")  # type: ignore[operator]
 
 
 def check_log_budget(value: object) -> None:

@@ -29,7 +29,7 @@ class Finding:
     """A run of this package that is active, or whose end was not reported, and what was done about it.
 
     ``kind`` is ``"run"``, ``"fleet"`` or ``"secret"``; of the last two ``run_name`` is the name, and
-    ``stopped`` means deleted.
+    ``stopped`` means deleted. ``url`` is the page of the run or fleet; secrets have none: "".
 
     ``owner`` is ``flow_run``, ``task_run`` or ``worker`` and the id of the flow or task run; ``state`` its
     state's name, ``"unknown"`` when this Prefect server has none. ``stopped`` (bool): the run was stopped, or

@@ -47,7 +47,7 @@ def delete_left_over(client: Client, prefixes: tuple[str, ...], logger: Any, *, 
     for fleet in fleets:
         try:
             _delete(client, fleet)
-            logger.info("Fleet %s is deleted.", fleet.name)
+            logger.info("Fleet %s is being deleted.", fleet.name)
         except Exception as error:
             logger.warning("Fleet %s could not be deleted: %s", fleet.name, error)
 
@@ -68,14 +68,14 @@ def reap_resources(
         kind, owner_id = owner_of(fleet.marker) or ("", "")
         if kind not in _KINDS:
             continue
-        finding = _judged(client, fleet.name, judge, kind, owner_id, left, lost)
+        finding = _judged(fleet.name, judge, kind, owner_id, left, lost, url=client.fleet_url(fleet.id))
         if finding.stopped and not dry_run:
             finding = _deleted(client, fleet, finding)
         found.append((fleet.id, finding))
     for name in _secret_names(client):
         kind, owner_id = owner_of_secret(name) or ("", "")
         if kind in _KINDS:
-            finding = _judged(client, name, judge, kind, owner_id, left, lost, what="secret")
+            finding = _judged(name, judge, kind, owner_id, left, lost, url="", what="secret")
             if finding.stopped and not dry_run:
                 client.secrets.delete(name)
             found.append((name, finding))
@@ -83,7 +83,6 @@ def reap_resources(
 
 
 def _judged(
-    client: Client,
     resource: str,
     judge: Judge,
     kind: str,
@@ -91,6 +90,7 @@ def _judged(
     left: dict[str, str],
     lost: Collection[str],
     *,
+    url: str,
     what: str = "fleet",
 ) -> Finding:
     state = judge.state(kind, owner_id)
@@ -101,7 +101,7 @@ def _judged(
     elif deleted and kind == "flow_run" and owner not in lost and judge.lets_tasks_finish(owner_id, state):
         deleted, reason = False, "a task of its flow run still runs"
     name = UNKNOWN_STATE if state is None else str(state.name)
-    return Finding(resource, client.run_url(), owner, name, deleted, reason, kind=what)
+    return Finding(resource, url, owner, name, deleted, reason, kind=what)
 
 
 def _deleted(client: Client, fleet: Fleet, finding: Finding) -> Finding:

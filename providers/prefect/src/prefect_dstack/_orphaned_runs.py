@@ -26,6 +26,7 @@ from prefect_dstack._end_reports import Unreported
 from prefect_dstack._names import flow_run_marker_prefix, outlives_crash
 from prefect_dstack._orphaned_resources import delete_left_over
 from prefect_dstack._stop import BACKSTOP
+from prefect_dstack._subflows import with_subflows
 from prefect_dstack.credentials import PATIENT_TIMEOUT, open_client
 
 if TYPE_CHECKING:
@@ -42,8 +43,6 @@ _PAUSE = 2.0
 END_SECONDS = 60.0
 # An unreachable dstack server keeps the flow run in Cancelling for this long; then the reaper is left.
 _LIST_BUDGET = 30.0
-# No flow nests this deep; the limit ends a loop that a broken server would make.
-_DEEPEST_SUBFLOW = 10
 # A mapped task may have a hundred runs, and a busy server needs seconds for each stop. More at once load a
 # server that is busy already.
 _STOPS_AT_ONCE = 8
@@ -108,29 +107,6 @@ def stop_all(client: Client, runs: Iterable[Run], logger: Any, reason: str) -> l
 
     with ThreadPoolExecutor(_STOPS_AT_ONCE, thread_name_prefix="dstack-stop") as pool:
         return list(pool.map(stop, runs))
-
-
-def with_subflows(flow_run_id: UUID, logger: Any) -> list[UUID]:
-    """Return the flow run and its subflows; without the Prefect server only the flow run itself."""
-    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterParentFlowRunId
-
-    found = [flow_run_id]
-    parents = [flow_run_id]
-    try:
-        with quick_prefect_client(30.0) as client:
-            for _ in range(_DEEPEST_SUBFLOW):
-                children = client.read_flow_runs(
-                    flow_run_filter=FlowRunFilter(
-                        parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=parents)
-                    )
-                )
-                parents = [child.id for child in children]
-                found += parents
-                if not parents:
-                    break
-    except Exception as error:
-        logger.warning("Could not get the subflows of this flow run: %s", error)
-    return found
 
 
 def _was_cancelled(flow_run_id: UUID, logger: Any) -> bool:

@@ -34,7 +34,7 @@ BEFORE_THE_KILL_SECONDS = 6.0
 # These hold logins, and two fleets do not differ in them alone.
 _NOT_DESCRIBED = {"ssh_config", "env"}
 _KEPT_MARKER = "prefect:fleet/"
-LEFT = "The hooks of prefect-dstack or its reaper delete it, where they are in use"
+LEFT = "The reaper of prefect-dstack deletes it, where it is in use, or delete it by hand"
 
 
 @dataclass(slots=True)
@@ -168,6 +168,12 @@ def name_and_marker(kind: str, given: object) -> tuple[str, str | None]:
     if not isinstance(name, str) or not name:
         _refuse(f"{kind}: expected a name, or what create_{kind} returned, got {given!r}.")
     return name, marker if isinstance(marker, str) else None
+
+
+def log_deleted(what: str, name: str, found: bool) -> bool:
+    """Log what became of a resource that a task was to delete; return ``found``."""
+    run_logger().info("%s %s %s.", what, name, "is deleted" if found else "does not exist")
+    return found
 
 
 def _machines(number: int) -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from prefect_dstack._checks import check_seconds, check_switches
 from prefect_dstack._names import Owner
 from prefect_dstack._resource_names import identify_resource
-from prefect_dstack._waits import Waits
+from prefect_dstack._waits import Waits, run_logger
 
 if TYPE_CHECKING:
     from dstack_core import Volume, VolumeConfiguration, VolumeLike
@@ -69,7 +69,8 @@ def prepare_volume(
 
 
 def volume_info(volume: Volume, job: VolumeJob) -> dict[str, Any]:
-    """Return a volume as JSON-plain values."""
+    """Return a volume as JSON-plain values, and log it."""
+    run_logger().info("Volume %s is %s in %s.", volume.name, volume.status, _place(volume))
     return {
         "name": volume.name,
         "volume_id": volume.id,
@@ -79,6 +80,10 @@ def volume_info(volume: Volume, job: VolumeJob) -> dict[str, Any]:
         "region": volume.region,
         "size": volume.size,
     }
+
+
+def _place(volume: Volume) -> str:
+    return " ".join(filter(None, (volume.backend, volume.region))) or "its project"
 
 
 def check_owner(volume: Volume | None, marker: str) -> None:

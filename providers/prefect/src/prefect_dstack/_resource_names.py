@@ -10,7 +10,7 @@ import re
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from prefect_dstack._names import Ordinals, Owner, marker_prefix
+from prefect_dstack._names import Ordinals, Owner, calling_owner, marker_prefix
 
 if TYPE_CHECKING:
     from dstack_core.integration import RunRef
@@ -20,6 +20,24 @@ _LONGEST_NAME = 37
 _KINDS = {"f": "flow_run", "t": "task_run"}
 _SECRET = re.compile(r"prefect_([a-z])_([0-9a-f]{32})_\w+")
 _ordinals = Ordinals()
+
+
+def resource_owner(block: str, what: str) -> Owner:
+    """Return the flow or task that enters a ``with`` of that name; ``what`` describes what it creates.
+
+    Raises ``ConfigurationError`` outside of one: after a kill no hook and no reaper could know that what is
+    left has no owner any more, and a fleet costs money.
+    """
+    from dstack_core import ConfigurationError
+
+    owner = calling_owner(what)
+    if not owner.is_tracked:
+        raise ConfigurationError(
+            f"{block}: expected a flow or a task, got code outside of one, of which nothing could be deleted "
+            "if its process died. Use it in a @flow. A thread that a flow starts is outside, too: run its "
+            "function with contextvars.copy_context().run, or make it a @task and call .submit()."
+        )
+    return owner
 
 
 def identify_resource(

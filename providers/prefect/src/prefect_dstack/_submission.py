@@ -233,7 +233,9 @@ def checked_env(env: object) -> dict[str, Any]:
     if env is None:
         return {}
     if not isinstance(env, Mapping):
-        _refuse(f'env: expected a dict such as {{"EPOCHS": "3"}}, got {type(env).__name__}.')
+        # What .map() makes of a dict that it should not take apart.
+        hint = " With .map(), pass env=unmapped({...}) of Prefect." if isinstance(env, str) else ""
+        _refuse(f'env: expected a dict such as {{"EPOCHS": "3"}}, got {type(env).__name__}.{hint}')
     for name, value in env.items():
         held = plain(value)
         if isinstance(held, bool) or not isinstance(held, str | int | float):

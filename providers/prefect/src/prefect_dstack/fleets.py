@@ -14,7 +14,7 @@ from prefect.exceptions import TerminationSignal
 from prefect_dstack._cancellation import StopRequested
 from prefect_dstack._checks import check_seconds
 from prefect_dstack._current_fleet import BlockFleet, enter_fleet, leave_fleet
-from prefect_dstack._names import calling_owner, task_owner
+from prefect_dstack._names import task_owner
 from prefect_dstack._owned_fleets import (
     BEFORE_THE_KILL_SECONDS,
     CREATE_SECONDS,
@@ -23,9 +23,11 @@ from prefect_dstack._owned_fleets import (
     FleetJob,
     described,
     fleet_info,
+    log_deleted,
     name_and_marker,
     prepare_fleet,
 )
+from prefect_dstack._resource_names import resource_owner
 from prefect_dstack._waits import Waits, cancelled
 from prefect_dstack.credentials import CredentialsLike, aload, load, open_async_client, open_client
 
@@ -160,9 +162,10 @@ def delete_fleet(
     waits = Waits(task_owner())
     try:
         with open_client(load(credentials), retry_budget=timeout) as client:
-            return client.fleets.delete(
+            found = client.fleets.delete(
                 name, marker=marker, until="deleted", wait_for_runs=True, timeout=timeout, sleep=waits.sleep
             )
+            return log_deleted("Fleet", name, found)
     except StopRequested as request:
         return cast("bool", cancelled(request, f"Fleet {name} may not be deleted."))
     finally:
@@ -182,9 +185,10 @@ async def adelete_fleet(
     waits = Waits(task_owner())
     try:
         async with open_async_client(await aload(credentials), retry_budget=timeout) as client:
-            return await client.fleets.delete(
+            found = await client.fleets.delete(
                 name, marker=marker, until="deleted", wait_for_runs=True, timeout=timeout, sleep=waits.asleep
             )
+            return log_deleted("Fleet", name, found)
     except StopRequested as request:
         return cast("bool", cancelled(request, f"Fleet {name} may not be deleted."))
     finally:
@@ -200,6 +204,9 @@ class dstack_fleet:  # Read as a statement: with dstack_fleet(...)
     runs that use the fleet, or wait for one of its machines, are waited for. A task that was submitted in the
     block and begins after it fails: wait for tasks inside. If the process dies first, the hooks of this
     package or its reaper delete the fleet.
+
+    Outside of a flow or task it is an error, as nothing could find a fleet that a killed process left. So it
+    is in a thread that a flow starts, unless its function runs in ``contextvars.copy_context()``.
 
     Entering the block returns the ``dstack_core.Fleet``. It raises ``ConfigurationError``,
     ``ResourceNameTakenError``, ``WaitTimeoutError`` if the machines are not ready in time, and the other
@@ -286,7 +293,7 @@ class dstack_fleet:  # Read as a statement: with dstack_fleet(...)
             raise RuntimeError("dstack_fleet: expected one with at a time, got another for the same object")
         self._job = prepare_fleet(
             self._configuration,
-            calling_owner(f"fleet {described(self._configuration)} {self._name}"),
+            resource_owner("dstack_fleet", f"fleet {described(self._configuration)} {self._name}"),
             name=self._name,
             keep=False,
             timeout=self._timeout,
@@ -343,7 +350,7 @@ def _delete(job: FleetJob, block: DstackCredentials | None, seconds: float) -> N
     try:
         with open_client(block, retry_budget=seconds) as client:
             client.fleets.delete(job.name, marker=job.marker, wait_for_runs=True, timeout=seconds)
-        job.logger.info("Fleet %s is deleted.", job.name)
+        job.logger.info("Fleet %s is being deleted.", job.name)
     except Exception as error:
         _log_failure(job, error)
 
@@ -354,7 +361,7 @@ async def _adelete(job: FleetJob, block: DstackCredentials | None, seconds: floa
         try:
             async with open_async_client(block, retry_budget=seconds) as client:
                 await client.fleets.delete(job.name, marker=job.marker, wait_for_runs=True, timeout=seconds)
-            job.logger.info("Fleet %s is deleted.", job.name)
+            job.logger.info("Fleet %s is being deleted.", job.name)
         except Exception as error:
             _log_failure(job, error)
 

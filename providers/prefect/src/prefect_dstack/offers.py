@@ -164,8 +164,8 @@ class _Search:
         left = self._deadline - clock.monotonic()
         if left <= 0:
             raise WaitTimeoutError(
-                f"No machine was to be had within {self._timeout:g} s: {self._shown}. Ask for less, or wait "
-                "longer."
+                f"No machine was to be had within {self._timeout:g} s ({self._shown}). Ask for less, or "
+                "wait longer."
             )
         if not self._has_logged:
             self._has_logged = True

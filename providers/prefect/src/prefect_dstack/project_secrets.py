@@ -24,8 +24,7 @@ from prefect.exceptions import TerminationSignal
 from prefect_dstack._cancellation import StopRequested
 from prefect_dstack._checks import check_seconds, check_switches
 from prefect_dstack._current_secrets import enter_secrets, leave_secrets
-from prefect_dstack._names import calling_owner
-from prefect_dstack._resource_names import identify_secret
+from prefect_dstack._resource_names import identify_secret, resource_owner
 from prefect_dstack._secrets import is_secret, plain
 from prefect_dstack._waits import run_logger
 from prefect_dstack.credentials import CredentialsLike, aload, load, open_async_client, open_client
@@ -42,6 +41,8 @@ _BEFORE_THE_KILL_SECONDS = 6.0
 _DELETE_SECONDS = 60.0
 # What a reference of dstack may name (its server's interpolation).
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+# A server takes 200 characters, of which the owner in a generated name needs up to 60.
+_LONGEST_NAME = 100
 
 
 class sync_secrets:  # Read as a statement: with sync_secrets(...)
@@ -52,6 +53,10 @@ class sync_secrets:  # Read as a statement: with sync_secrets(...)
     runs with such a reference show ``***`` wherever this process relays them. Leaving the block deletes the
     secrets, also by an exception or a cancellation; wait for its runs inside. If the process dies first, the
     hooks of this package or its reaper delete them. Servers before 0.19.17 have no project secrets.
+
+    Without ``keep`` it is an error outside of a flow or task, as nothing could find secrets that a killed
+    process left. So it is in a thread that a flow starts, unless its function runs in
+    ``contextvars.copy_context()``.
 
     It raises ``ConfigurationError``, ``UnsupportedServerError`` on an older server, and the other server
     errors. Leaving it raises no error of a server: what could not be deleted is logged.
@@ -160,7 +165,7 @@ class sync_secrets:  # Read as a statement: with sync_secrets(...)
         if self._keep:
             self._names = {variable: variable for variable in self._values}
         else:
-            owner = calling_owner(f"secrets {sorted(self._values)}")
+            owner = resource_owner("sync_secrets", f"secrets {sorted(self._values)}")
             self._names = {variable: identify_secret(owner, variable) for variable in self._values}
 
     def _refuse_taken(self, present: set[str]) -> None:
@@ -228,7 +233,12 @@ def _checked(secrets: object) -> dict[str, str]:
             f"{'none' if isinstance(secrets, Mapping) else type(secrets).__name__}."
         )
     for name, value in secrets.items():
-        if not isinstance(name, str) or not _NAME.fullmatch(name) or len(name) > 100:
+        if isinstance(name, str) and len(name) > _LONGEST_NAME:
+            _refuse(
+                f"secrets: expected a name of at most {_LONGEST_NAME} characters, got {name[:20]}... with "
+                f"{len(name)}."
+            )
+        if not isinstance(name, str) or not _NAME.fullmatch(name):
             _refuse(f"secrets: expected a name of letters, digits and underscores, got {name!r}.")
         if not is_secret(value):
             _refuse(f"secrets: expected a Secret block or SecretStr for {name}, got {type(value).__name__}.")

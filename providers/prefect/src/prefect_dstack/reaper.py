@@ -17,6 +17,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.logging import get_run_logger
 
 from prefect_dstack import _end_reports
+from prefect_dstack._checks import check_least_seconds, check_switches
 from prefect_dstack._judge import UNKNOWN_STATE, Finding, Judge
 from prefect_dstack._names import owner_of
 from prefect_dstack._orphaned_resources import reap_resources
@@ -70,16 +71,14 @@ def reap(
         The fields of ``Finding`` for each run and fleet.
 
     Raises:
-        ConfigurationError: ``min_age`` is below 0.
+        ConfigurationError: ``min_age`` is not a number of seconds, 0 or more; or a switch is not a bool.
         DstackError: The errors of the dstack server, when runs are listed.
         Exception: What Prefect's client raises.
     """
     from prefect.client.orchestration import get_client
 
-    from dstack_core import ConfigurationError
-
-    if not min_age >= 0:
-        raise ConfigurationError(f"min_age: expected 0 seconds or more, got {min_age!r}.")
+    check_switches(dry_run=dry_run, stop_unknown=stop_unknown)
+    check_least_seconds(min_age=min_age)
     findings: dict[str, Finding] = {}
     with (
         open_client(load(credentials), PATIENT_TIMEOUT, retry_budget=_BUDGET) as client,
@@ -147,7 +146,7 @@ def reap_runs(
         The fields of ``prefect_dstack.reaper.Finding`` for each run and fleet.
 
     Raises:
-        ConfigurationError: ``min_age`` is below 0.
+        ConfigurationError: ``min_age`` is not a number of seconds, 0 or more; or a switch is not a bool.
         DstackError: The errors of the dstack server, when runs are listed; or a run could not be stopped.
         Exception: What Prefect's client raises.
 
@@ -232,7 +231,7 @@ def _log_findings(findings: list[dict[str, Any]], dry_run: bool) -> None:
     logger.info("%s", summary(findings, dry_run=dry_run))
     failed = [found for found in findings if found["failed"]]
     if failed:
-        names = ", ".join(f"{found['run_name']} ({found['url']})" for found in failed)
+        names = ", ".join(map(_with_page, failed))
         what = "runs" if all(found["kind"] == "run" for found in failed) else "runs, fleets or secrets"
         raise DstackError(
             f"Reaping: {len(failed)} {what} could not be stopped. Stop them on their pages: {names}"
@@ -256,7 +255,11 @@ def describe(found: Mapping[str, Any], *, dry_run: bool) -> str:
     """Return a finding in one line; with ``dry_run`` nothing was stopped."""
     owner = f"{found['owner']} ({found['state']})"
     action = _action(found, dry_run)
-    return f"{action}: {found['kind']} {found['run_name']} ({found['url']}) of {owner}: {found['reason']}"
+    return f"{action}: {found['kind']} {_with_page(found)} of {owner}: {found['reason']}"
+
+
+def _with_page(found: Mapping[str, Any]) -> str:
+    return f"{found['run_name']} ({found['url']})" if found["url"] else str(found["run_name"])
 
 
 def _action(found: Mapping[str, Any], dry_run: bool) -> str:

@@ -11,7 +11,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect_dstack._cancellation import StopRequested
 from prefect_dstack._checks import check_seconds
 from prefect_dstack._names import task_owner
-from prefect_dstack._owned_fleets import name_and_marker
+from prefect_dstack._owned_fleets import log_deleted, name_and_marker
 from prefect_dstack._owned_volumes import (
     DELETE_SECONDS,
     WAIT_SECONDS,
@@ -174,7 +174,8 @@ def delete_volume(
         with open_client(load(credentials), retry_budget=timeout) as client:
             if marker is not None:
                 check_owner(client.volumes.get(name), marker)
-            return client.volumes.delete(name, until="deleted", timeout=timeout, sleep=waits.sleep)
+            found = client.volumes.delete(name, until="deleted", timeout=timeout, sleep=waits.sleep)
+            return log_deleted("Volume", name, found)
     except StopRequested as request:
         return cast("bool", cancelled(request, f"Volume {name} may not be deleted."))
     finally:
@@ -196,7 +197,8 @@ async def adelete_volume(
         async with open_async_client(await aload(credentials), retry_budget=timeout) as client:
             if marker is not None:
                 check_owner(await client.volumes.get(name), marker)
-            return await client.volumes.delete(name, until="deleted", timeout=timeout, sleep=waits.asleep)
+            found = await client.volumes.delete(name, until="deleted", timeout=timeout, sleep=waits.asleep)
+            return log_deleted("Volume", name, found)
     except StopRequested as request:
         return cast("bool", cancelled(request, f"Volume {name} may not be deleted."))
     finally:
