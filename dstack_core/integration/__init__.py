@@ -18,8 +18,9 @@ from dstack_core.integration.callbacks import CallbackNotifier
 from dstack_core.integration.command_line import COMMAND_RETRY_SECONDS, TextStyle, command_limits
 from dstack_core.integration.doctor import examine
 from dstack_core.integration.doctor_network import Finding, describe_finding
-from dstack_core.integration.fallbacks import Fallbacks, step_ref
+from dstack_core.integration.fallbacks import Fallbacks, Steps, counted_on, step_ref
 from dstack_core.integration.follow_steps import afollow_steps, anewest_step, follow_steps, newest_step
+from dstack_core.integration.host_fallbacks import FALLBACK_OPTIONS, host_fallbacks, refuse_service
 from dstack_core.integration.masking import (
     RESULT_WARNING,
     Masker,
@@ -93,6 +94,7 @@ from dstack_core.models.money import format_price, format_usd
 from dstack_core.models.no_fleet import plan_hints
 from dstack_core.models.options import check_address, hold_seconds
 from dstack_core.models.secrets import MaskEnv, is_secret_name
+from dstack_core.models.step_markers import split_step
 from dstack_core.models.stops import StopResult, StopState
 from dstack_core.models.survive import read_survive
 from dstack_core.models.tags import check_tags, tag_value
@@ -101,6 +103,7 @@ __all__ = [
     "COMMAND_RETRY_SECONDS",
     "DEFAULT_LOG_BUDGET",
     "FAILURE_CATEGORIES",
+    "FALLBACK_OPTIONS",
     "OUTCOME_FIELDS",
     "RESULT_WARNING",
     "RETRIED_CATEGORIES",
@@ -121,6 +124,7 @@ __all__ = [
     "RecordLimits",
     "RunRef",
     "RunRow",
+    "Steps",
     "StopResult",
     "StopState",
     "TextStyle",
@@ -145,6 +149,7 @@ __all__ = [
     "cost_csv",
     "cost_rows",
     "cost_table",
+    "counted_on",
     "describe_end",
     "describe_failure",
     "describe_finding",
@@ -161,6 +166,7 @@ __all__ = [
     "format_price",
     "format_usd",
     "hold_seconds",
+    "host_fallbacks",
     "in_categories",
     "is_held_for_a_shell",
     "is_secret_name",
@@ -180,6 +186,7 @@ __all__ = [
     "read_budget",
     "read_marker",
     "read_survive",
+    "refuse_service",
     "report_key",
     "rows_json",
     "run_name",
@@ -190,6 +197,7 @@ __all__ = [
     "show_findings",
     "show_runs",
     "slug",
+    "split_step",
     "step_ref",
     "stop_run",
     "tag_value",
