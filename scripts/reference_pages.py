@@ -167,6 +167,7 @@ PAGES = [
             "integration.host_fallbacks",
             "integration.refuse_service",
             "integration.Steps",
+            "integration.StepSums",
             "integration.counted_on",
             "integration.newest_step",
             "integration.anewest_step",

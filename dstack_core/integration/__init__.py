@@ -70,6 +70,7 @@ from dstack_core.integration.run_lists import (
     show_findings,
     show_runs,
 )
+from dstack_core.integration.step_sums import StepSums
 from dstack_core.integration.stop import astop_run, stop_run
 from dstack_core.integration.telemetry import trace_env, trace_run, wait_seconds
 from dstack_core.integration.utilization_text import (
@@ -124,6 +125,7 @@ __all__ = [
     "RecordLimits",
     "RunRef",
     "RunRow",
+    "StepSums",
     "Steps",
     "StopResult",
     "StopState",

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from dstack_core.errors import ConfigurationError, RunNotFoundError
 from dstack_core.integration.attempts import Attempt
 from dstack_core.integration.names import LONGEST_NAME, RunRef, short_hash
+from dstack_core.integration.step_sums import StepSums
 from dstack_core.models.events import Event, LogLines, PartialLine, Reported, RunFinished
 from dstack_core.models.failure_categories import in_categories
 
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from dstack_core.configurations import ConfigurationLike
     from dstack_core.models.outcome import Outcome
     from dstack_core.models.progress import Progress
-    from dstack_core.models.run_attempt import RunAttempt
     from dstack_core.run import Run
 
 _NEXT = "next"
@@ -156,25 +156,29 @@ class Steps:
         self._given = dict(options or {})
         self._number = 1
         self._progress = progress
-        self._attempts: list[RunAttempt] = []
-        self._cost = self._seconds = 0.0
+        self.sums = StepSums()
         # The end of the step before.
         self._end: RunFinished | None = None
         for number in range(1, fallbacks.last + 1):
-            # It checks the input before it returns; no request is made.
-            client._operations.plan(configuration, self._options_of(number)).close()
+            try:
+                # It checks the input before it returns; no request is made.
+                client._operations.plan(configuration, self._options_of(number)).close()
+            except ConfigurationError as error:
+                if number == 1:
+                    raise
+                raise ConfigurationError(f"fallbacks[{number - 2}]: {error.message}") from None
         if progress is not None:
             self._number = self._number_of(progress.run_name)
 
-    def start(self, first: RunRef, number: int = 1) -> None:
-        """Forget what is known, and make that step of the job whose step 1 is ``first`` the next one.
+    def start(self, first: RunRef, number: int = 1, sums: StepSums | None = None) -> None:
+        """Make that step of the job whose step 1 is ``first`` the next one, and forget what was known.
 
-        For an engine that finds the job of an earlier execution, at any step.
+        For an engine that finds the job of an earlier execution, at any step. ``sums`` are those of the
+        steps before, where they are known; otherwise ``add_earlier`` collects them.
         """
         self._first, self._number = first, number
         self._progress = self._end = None
-        self._attempts = []
-        self._cost = self._seconds = 0.0
+        self.sums = StepSums() if sums is None else sums
 
     @property
     def first(self) -> RunRef:
@@ -185,11 +189,6 @@ class Steps:
     def number(self) -> int:
         """The number of the step that is next, or followed."""
         return self._number
-
-    @property
-    def earlier_attempts(self) -> int:
-        """How many attempts the steps before had: what ``counted`` adds."""
-        return max((each.number for each in self._attempts), default=0)
 
     @property
     def is_paid_for(self) -> bool:
@@ -232,7 +231,7 @@ class Steps:
         """Add the run of an earlier step; one that was skipped or deleted has none."""
         outcome = None if run is None or run.marker != ref.marker else run.outcome()
         if outcome is not None:
-            self._add(outcome)
+            self.sums.add(outcome)
 
     def begin(self) -> RunRef:
         """Return the identity of the step that is submitted now."""
@@ -248,15 +247,15 @@ class Steps:
 
     def counted(self, event: EventT) -> EventT:
         """Return an event whose attempt counts on from those of the steps before."""
-        return counted_on(event, self.earlier_attempts)
+        return counted_on(event, self.sums.count)
 
     def end(
         self, event: RunFinished, on_next: Callable[[Outcome, RunRef], None] | None
     ) -> RunFinished | None:
         """Return the end of the job, or None if another step follows."""
         outcome = event.outcome
-        self._add(outcome)
-        self._end = replace(event, outcome=self._of_all(outcome))
+        self.sums.add(outcome)
+        self._end = replace(event, outcome=self.sums.of_all(outcome))
         following = self.fallbacks.step_after(self._number, outcome)
         if following is None or not self.is_paid_for:
             return self._end
@@ -297,7 +296,7 @@ class Steps:
     def _left(self) -> float | None:
         """Return what of ``max_cost`` is left, None without one."""
         most = self._given.get("max_cost")
-        return None if most is None else most - self._cost
+        return None if most is None else most - self.sums.cost
 
     def _number_of(self, name: str) -> int:
         numbers = range(1, self.fallbacks.last + 1)
@@ -307,20 +306,6 @@ class Steps:
                 f"progress: expected that of run {self._first.name} or one of its steps, got that of {name}."
             )
         return found[0]
-
-    def _add(self, outcome: Outcome) -> None:
-        earlier = self.earlier_attempts
-        self._attempts += [replace(each, number=each.number + earlier) for each in outcome.attempts]
-        self._cost += outcome.cost
-        self._seconds += outcome.duration or 0.0
-
-    def _of_all(self, outcome: Outcome) -> Outcome:
-        return replace(
-            outcome,
-            attempts=tuple(self._attempts),
-            cost=round(self._cost, 6),
-            duration=outcome.duration if outcome.duration is None else self._seconds,
-        )
 
 
 def counted_on(event: EventT, earlier: int) -> EventT:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from dstack_core.integration import (
     Fallbacks,
     RunRef,
     Steps,
+    StepSums,
     host_fallbacks,
     refuse_service,
     split_step,
@@ -21,6 +23,7 @@ from dstack_core.integration import (
 )
 from dstack_core.local import LocalServer
 from dstack_core.models.options import SubmitOptions
+from dstack_core.models.run_attempt import RunAttempt
 
 ON_DEMAND = [{"spot_policy": "on-demand"}]
 
@@ -93,5 +96,7 @@ def test_an_engine_continues_with_the_step_of_another_attempt() -> None:
         # A step of a job that had more fallbacks.
         steps.start(earlier, 4)
         assert steps.options["resources"] == fallbacks.options[1]["resources"]
-        steps.start(earlier, 2)
+        sums = StepSums([RunAttempt(1, cost=0.2), RunAttempt(2, cost=0.3)], cost=0.5, seconds=60.0)
+        steps.start(earlier, 2, StepSums.from_dict(json.loads(json.dumps(sums.to_dict()))))
+        assert (steps.sums, steps.sums.count) == (sums, 2)
         assert steps.describe() == "Step 2 of 3: run train-1-s2 with max_price=2.0."
