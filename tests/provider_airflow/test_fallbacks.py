@@ -11,6 +11,7 @@ import pytest
 
 from airflow_provider_dstack import operators
 from airflow_provider_dstack._compat import AirflowFailException
+from airflow_provider_dstack._previous_try import RECORD_KEY
 from airflow_provider_dstack._submission import Submission
 from airflow_provider_dstack.errors import (
     DstackError,
@@ -25,7 +26,7 @@ from dstack_core import CallbackEvent, RunCallbacks
 from dstack_core.local import LocalServer
 from tests.provider_airflow.support import DagRunner, paths, wait_for
 from tests.provider_airflow.test_function_call import Decorated
-from tests.provider_airflow.tries import RECORD_KEY, Store, Tries
+from tests.provider_airflow.tries import Store, Tries
 
 BOTH = pytest.mark.parametrize("deferrable", [False, True], ids=["sync", "deferrable"])
 ON_DEMAND = [{"spot_policy": "on-demand"}]
@@ -340,7 +341,7 @@ def test_a_lost_reply_submits_no_step_twice(tries: Tries, monkeypatch: pytest.Mo
 
     def lossy(self: Submission, submitter: Any) -> Any:
         for when in ("before", "after"):
-            tries.server.faults.add("/runs/apply", drop=when)  # type: ignore[arg-type]
+            tries.server.faults.add("/runs/apply", drop=when)
         return obtain_next(self, submitter)
 
     monkeypatch.setattr(Submission, "obtain_next", lossy)

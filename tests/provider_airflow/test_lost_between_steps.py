@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_dstack import _from_operator, _submission
-from airflow_provider_dstack._names import MarkedTask, run_ref
+from airflow_provider_dstack import _submission
+from airflow_provider_dstack._names import MarkedTask, TaskNames, run_ref
 from airflow_provider_dstack._previous_try import RECORD_KEY, Record
 from airflow_provider_dstack._runs_of_tasks import is_of
 from airflow_provider_dstack.errors import DstackUserError
@@ -167,7 +167,7 @@ def test_what_a_failed_deferral_leaves_is_stopped_at_its_newest_step(
 def test_the_markers_of_steps_are_those_of_their_task(server: LocalServer) -> None:
     tries = Tries(server, None)
     for keep in (False, True):
-        names = _from_operator.TaskNames.of(tries.context, retries=2, keep=keep)
+        names = TaskNames.of(tries.context, retries=2, keep=keep)
         for number in (1, 2, 12):
             ref = step_ref(names.run, number)
             assert names.read_marker(ref.marker) == (1, 2)
@@ -178,6 +178,6 @@ def test_the_markers_of_steps_are_those_of_their_task(server: LocalServer) -> No
             assert (str(marked), marked.try_number, marked.keep) == ("d/r/train", 1, keep)
             run: Any = type("Run", (), {"marker": ref.marker, "name": ref.name})
             assert is_of(run, names, (), tries.context)
-    chosen = _from_operator.TaskNames.of(tries.context, "fit", 2)
+    chosen = TaskNames.of(tries.context, "fit", 2)
     assert chosen.first_of(step_ref(chosen.run, 3)) == chosen.run
     assert not step_ref(chosen.run, 3).generated

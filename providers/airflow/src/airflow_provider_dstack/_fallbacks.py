@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_dstack._parameters import check_survive, read_backends, read_duration, read_price
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from dstack_core.integration import Fallbacks
 
 # What a text in an option of a fallback becomes, as in the option of the operator.
-_READERS = {
+_READERS: dict[str, Callable[[Any], Any]] = {
     "backends": read_backends,
     "max_duration": read_duration,
     "max_price": read_price,
@@ -56,7 +56,7 @@ def read_fallbacks(fallbacks: Any, on_exit: Any) -> Fallbacks | None:
     return replace(
         found,
         options=[
-            {name: _READERS.get(name, lambda value: value)(value) for name, value in each.items()}
+            {name: _READERS[name](value) if name in _READERS else value for name, value in each.items()}
             for each in found.options
         ],
     )
