@@ -114,7 +114,7 @@ def test_a_deferred_task_defers_again_for_the_next_step(
         assert rows(lines) == sorted(rows(lines), key=lambda line: ("attempt" in line, line))
 
 
-def test_the_budget_of_the_log_and_its_last_lines_go_on(tries: Tries) -> None:
+def test_the_budget_of_the_log_counts_all_steps(tries: Tries) -> None:
     # Four lines of six bytes, and four of 18 bytes: "[attempt 2] row-1".
     event = first_end(tries, log_budget_bytes=42)
     again = deferred(
