@@ -33,7 +33,15 @@ LAYERS: dict[str, list[set[str]]] = {
             "utilization_plugin",
         },
         # What a run reports, and its log.
-        {"_log_groups", "_resource_checks", "_run_reports", "_secret_sources", "_setup_results", "errors"},
+        {
+            "_fallbacks",
+            "_log_groups",
+            "_resource_checks",
+            "_run_reports",
+            "_secret_sources",
+            "_setup_results",
+            "errors",
+        },
         {"_airflow_secrets", "_log_relay"},
         {
             "_doctor",
@@ -77,6 +85,7 @@ LAYERS: dict[str, list[set[str]]] = {
         # A whole task: its threads, and how it is made from an operator's fields.
         {"_task_run", "budgets", "reaper"},
         {"_from_operator", "_resumed_log"},
+        {"_next_step"},
         # What DAGs use, and the command line.
         {"cli", "fleet_operators", "offer_sensor", "operators", "secret_operators", "sensors", "volumes"},
         {"decorators", "fleet_group", "secret_group", "services"},
@@ -137,6 +146,7 @@ LAYERS: dict[str, list[set[str]]] = {
 # Imports for annotations alone, which no process loads: the class that a module works for.
 TYPES_ONLY = {
     (AIRFLOW, "_from_operator", "operators"),
+    (AIRFLOW, "_next_step", "operators"),
     (AIRFLOW, "_resumed_log", "operators"),
     (PREFECT, "_flow_runs", "decorators"),
     (PREFECT, "_function_result", "_job"),

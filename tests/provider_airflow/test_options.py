@@ -45,6 +45,8 @@ NO_OPTIONS = {
     "mask_env": "what the task shows",
     "skip_on_exit_code": "how the task ends",
     "durable": "how the task is retried",
+    "fallbacks": "options of the runs that follow",
+    "fallback_on_exit": "when another run follows",
     "returns": "what the task returns",
     "max_report_bytes": "what the task keeps of the run's messages",
     "max_reports_per_second": "what the task keeps of the run's messages",

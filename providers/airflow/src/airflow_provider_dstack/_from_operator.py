@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, cast
 
 from airflow_provider_dstack._callbacks import load_callbacks, new_notifier
 from airflow_provider_dstack._compat import AirflowFailException, mask_secret, task_state, task_state_store
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from airflow_provider_dstack._previous_try import Ledger
     from airflow_provider_dstack._task_run import TaskRun
     from airflow_provider_dstack.operators import DstackRunOperator
-    from dstack_core import Configuration, Profile
-    from dstack_core.integration import RunRef
+    from dstack_core import Client, Configuration, Profile
+    from dstack_core.integration import Fallbacks, RunRef, Steps
 
 # Before a run is handed over, its first statuses should be seen, although ``poll_interval`` may be longer.
 _QUICK_POLL_SECONDS = 1.0
@@ -38,10 +38,27 @@ BACKSTOP_SECONDS = 60.0
 SETTLE_SECONDS = 8.0
 
 
-def task_run_of(operator: DstackRunOperator, context: Context, hand_over_after: float | None) -> TaskRun:
+class Resumed(NamedTuple):
+    """The step of a task with fallbacks that has ended while the task was deferred, before another one.
+
+    ``shown`` is as ``resumed`` of ``TaskRunOptions``, ``deadline`` in seconds since the epoch.
+    """
+
+    ref: RunRef
+    shown: Mapping[str, Any]
+    deadline: float | None
+
+
+def task_run_of(
+    operator: DstackRunOperator,
+    context: Context,
+    hand_over_after: float | None,
+    resumed: Resumed | None = None,
+) -> TaskRun:
     """Return the task run of a try; ``hand_over_after`` in seconds, None to follow the run to its end.
 
-    One client serves all of it. Raises ``AirflowFailException`` when the input or the connection is wrong.
+    With ``resumed`` it begins with the step that is next; the caller sets that in its ``ladder.steps``. One
+    client serves all of it. Raises ``AirflowFailException`` when the input or the connection is wrong.
     """
     from airflow_provider_dstack._parameters import in_words_of_operator, report_limits
     from airflow_provider_dstack._submission import Submission
@@ -52,6 +69,7 @@ def task_run_of(operator: DstackRunOperator, context: Context, hand_over_after: 
     callbacks = load_callbacks(operator.callbacks)
     try:
         what = submit_arguments(operator, context)
+        fallbacks = fallbacks_of(operator, what)
     except ConfigurationError as error:
         raise AirflowFailException(in_words_of_operator(error.message)) from None
     git_conn_id = operator.git_conn_id
@@ -68,11 +86,30 @@ def task_run_of(operator: DstackRunOperator, context: Context, hand_over_after: 
         git_conn_id=git_conn_id,
         automatic_tags=automatic_tags(context, operator.owner),
     )
+    try:
+        # Before anything is submitted, also the input of later steps is checked.
+        steps = None if fallbacks is None else _steps_of(client, what, names.run, fallbacks)
+    except ConfigurationError as error:
+        client.close()
+        raise AirflowFailException(in_words_of_operator(error.message)) from None
     quick = min(operator.poll_interval, _QUICK_POLL_SECONDS)
     ledger = ledger_of(operator, context, hook.project) if operator.durable else None
-    options = TaskRunOptions(
+    submission = Submission(
+        client=client,
+        what=what,
         ref=names.run,
+        verify_ports=operator.verify_ports,
+        ledger=ledger,
+        on_kill_action=operator.on_kill_action,
         poll_interval=operator.poll_interval if hand_over_after is None else quick,
+        retry_budget=operator.retry_budget,
+        log=operator.log,
+        on_active=operator.on_active,
+        steps=steps,
+    )
+    options = TaskRunOptions(
+        ref=names.run if resumed is None else resumed.ref,
+        poll_interval=submission.poll_interval,
         retry_budget=operator.retry_budget,
         logs=operator.get_logs,
         log_budget_bytes=operator.log_budget_bytes,
@@ -90,23 +127,22 @@ def task_run_of(operator: DstackRunOperator, context: Context, hand_over_after: 
         report_limits=report_limits(operator.max_report_bytes, operator.max_reports_per_second),
         push_reports=partial(push_reports, context["ti"], log=operator.log),
         new_notifier=partial(new_notifier, callbacks, context["ti"], operator.log),
+        ladder=None if steps is None else submission,
+        resumed=None if resumed is None else resumed.shown,
+        deadline=None if resumed is None else resumed.deadline,
     )
     for secret in options.secrets:
         # What this process's environment filled in was in no field.
         mask_secret(secret)
-    submission = Submission(
-        client=client,
-        what=what,
-        ref=names.run,
-        verify_ports=operator.verify_ports,
-        ledger=ledger,
-        on_kill_action=operator.on_kill_action,
-        poll_interval=options.poll_interval,
-        retry_budget=operator.retry_budget,
-        log=operator.log,
-        on_active=operator.on_active,
-    )
-    return TaskRun(submission.obtain, client, options, operator.log)
+    obtain = submission.obtain if resumed is None else submission.obtain_next
+    return TaskRun(obtain, client, options, operator.log)
+
+
+def _steps_of(client: Client, what: Mapping[str, Any], ref: RunRef, fallbacks: Fallbacks) -> Steps:
+    from dstack_core.integration import Attempt, Steps
+
+    options = {name: value for name, value in what.items() if name != "configuration"}
+    return Steps(client, what["configuration"], Attempt(ref), fallbacks, options)
 
 
 def defer(
@@ -122,8 +158,8 @@ def defer(
 
     if task_run.progress is None:
         raise DstackRunInterrupted(f"The task was ended before run {task_run.ref.name} was submitted.")
-    deadline = None
-    if operator.execution_timeout is not None:
+    deadline = task_run.options.deadline
+    if deadline is None and operator.execution_timeout is not None:
         # Airflow itself does not enforce execution_timeout while a task is deferred.
         started = context["ti"].start_date.timestamp()
         if clock.is_virtual():
@@ -155,6 +191,7 @@ def defer(
         mask_env=operator.mask_env,
         secret_names=operator.secret_names(),
         synced_sources=operator.synced_sources or {},
+        steps=_steps_state(task_run, deadline),
     )
     push_reports(context["ti"], task_run.reports.changes(), task_run.reports, operator.log)
     with suppress(Exception):
@@ -171,6 +208,36 @@ def defer(
         timeout=None if left is None else timedelta(seconds=left),
     )
     raise RuntimeError("the task was not deferred")
+
+
+def _steps_state(task_run: TaskRun, deadline: float | None) -> dict[str, Any] | None:
+    """Return what the resumed task needs to know of the steps so far, as values that JSON has."""
+    from dataclasses import asdict
+
+    ladder = task_run.options.ladder
+    if ladder is None or ladder.steps is None:
+        return None
+    steps = ladder.steps
+    first = asdict(steps.first)
+    return {"first": first, "number": steps.number, "deadline": deadline, **steps.sums.to_dict()}
+
+
+def fallbacks_of(operator: DstackRunOperator, what: Mapping[str, Any] | None = None) -> Fallbacks | None:
+    """Return the fallbacks of a task, None without any. Raises ``ConfigurationError``.
+
+    With ``what``, the arguments of step 1, what the later steps replace of them is checked.
+    """
+    from airflow_provider_dstack._fallbacks import read_fallbacks
+    from dstack_core.integration import check_ends, refuse_service
+
+    fallbacks = read_fallbacks(operator.fallbacks, operator.fallback_on_exit)
+    if fallbacks is None or what is None:
+        return fallbacks
+    refuse_service(what["configuration"])
+    for own in fallbacks.options:
+        if "max_duration" in own:
+            check_ends(what["configuration"], own["max_duration"], what["profile"])
+    return fallbacks
 
 
 def submit_arguments(operator: DstackRunOperator, context: Context) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 A name reads ``dag-task-index-hash``, such as ``etl-train-3-9k2f01xq``. In earlier versions it was ``af-`` and
 12 hex digits. A task that is upgraded in the middle knows its run by that name: a trigger and a record hold
-the name itself, and where neither is at hand, ``former_name_in`` returns it. Markers never changed.
+the name itself, and where neither is at hand, ``former_name_in`` returns it. Markers never changed. A run of
+a later step (``fallbacks``) has ``-s2`` behind the name, and ``/step2`` behind the marker, of step 1.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ _KEEP = "/keep"
 # A DAG run's id may hold slashes where the Airflow allows it; the ids of DAGs and tasks hold none.
 _MARKER = re.compile(
     r"airflow:(?P<dag>[^/]+)/(?P<run>.+)/(?P<task>[^/\[]+)(?:\[(?P<index>\d+)\])?"
-    r"/(?P<try>\d+)of\d+#(?P<born>[0-9a-f]{6})(?P<keep>/keep)?"
+    r"/(?P<try>\d+)of\d+#(?P<born>[0-9a-f]{6})(?P<keep>/keep)?(?:/step\d+)?"
 )
 
 
@@ -107,13 +108,29 @@ class TaskNames:
 
     def read_marker(self, marker: str) -> tuple[int, int] | None:
         """Return ``(try_number, max_tries)`` of a marker of this task instance, None for any other."""
-        plain = marker.removesuffix(_KEEP)
+        from dstack_core.integration import split_step
+
+        plain = split_step(marker)[0].removesuffix(_KEEP)
         numbers = plain.removeprefix(f"{self.task}/").removesuffix(f"#{self.born}").split("of")
         if len(numbers) != 2 or not all(number.isdecimal() for number in numbers):
             return None
         try_number, max_tries = int(numbers[0]), int(numbers[1]) - 1
         expected = replace(self, keep=False).marker_in(try_number, max_tries)
         return (try_number, max_tries) if plain == expected else None
+
+    def first_of(self, run: RunRef) -> RunRef:
+        """Return the identity of step 1 of the job of which ``run`` is a step."""
+        from dstack_core.integration import split_step, step_ref
+
+        marker, number = split_step(run.marker)
+        if number == 1:
+            return run
+        for name in (self.chosen,) if self.chosen else _generated_names(marker):
+            first = run_ref(name, marker)
+            if step_ref(first, number).name == run.name:
+                return first
+        # The user has chosen another name since.
+        return run_ref(run.name.removesuffix(f"-s{number}"), marker)
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,13 +167,10 @@ class MarkedTask:
 
 def run_ref(name: str, marker: str) -> RunRef:
     """Return the run of that name and marker; its name is a generated one if it was made from this marker."""
-    from dstack_core.integration import RunRef
+    from dstack_core.integration import RunRef, split_step, step_ref
 
-    found = _MARKER.fullmatch(marker)
-    generated: tuple[str, ...] = ()
-    if found is not None:
-        of = marker[: found.start("try") - 1], int(found["try"]), found["born"]
-        generated = _generated_name(*of), _former_name(*of)
+    first, number = split_step(marker)
+    generated = [step_ref(RunRef(one, first), number).name for one in _generated_names(first)]
     return RunRef(name, marker, generated=name in generated)
 
 
@@ -165,6 +179,15 @@ def birth_of(started: datetime | None) -> str:
     from dstack_core.integration import short_hash
 
     return short_hash("" if started is None else started.isoformat(), 6)
+
+
+def _generated_names(marker: str) -> tuple[str, ...]:
+    """Return the names that this version and earlier ones generate for a run with that marker."""
+    found = _MARKER.fullmatch(marker)
+    if found is None:
+        return ()
+    of = marker[: found.start("try") - 1], int(found["try"]), found["born"]
+    return _generated_name(*of), _former_name(*of)
 
 
 def _generated_name(task: str, try_number: int, born: str) -> str:

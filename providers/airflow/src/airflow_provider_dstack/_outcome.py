@@ -68,12 +68,14 @@ def finished_event(
     since: Mapping[str, float] | None = None,
     *,
     is_tail_shown: bool = False,
+    relayed: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
     """Return the JSON-plain payload for a run that has ended, with the last log lines that were relayed.
 
     ``rest`` is the position where the worker continues the log; None if all of it was relayed. ``reported``
     is the state of ``RunReports``, which a ``rest`` contains already, and ``since`` is when each status was
-    seen first, likewise. ``is_tail_shown``: the task's log has the last lines.
+    seen first, likewise. ``is_tail_shown``: the task's log has the last lines. ``relayed`` counts the bytes
+    of the log, for a next step.
     """
     from dstack_core.integration import outcome_dict
 
@@ -84,6 +86,8 @@ def finished_event(
         event["rest"] = dict(rest)
     else:
         event["reported"], event["since"] = dict(reported or {}), dict(since or {})
+        if relayed:
+            event["relayed"] = dict(relayed)
     return event
 
 

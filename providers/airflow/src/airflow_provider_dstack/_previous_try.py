@@ -8,6 +8,10 @@ The idea: a try leaves a record in Airflow's task state store before it submits.
 (before Airflow 3.3), or it fails, the runs that earlier tries would have named are looked up: names are drawn
 from the task instance, and the marker on a run proves whose it is. ``DECISIONS`` is the table of what to do.
 
+A task with ``fallbacks`` has a run for each step that it has reached. The newest of them is what the record
+is about, and what is looked up. If it has ended and another step follows, the previous try was lost between
+the two, and this try continues with the one that follows.
+
 Invariants: a run without the marker of this task instance is never taken over. A run that has ended is
 followed only if it succeeded. A run whose submission may be under way is submitted again under the same name,
 so that the server has it once (PROTOCOL 1.4).
@@ -22,11 +26,12 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_provider_dstack._compat import AirflowFailException
 from airflow_provider_dstack._names import TaskNames, run_ref
+from airflow_provider_dstack._stop import stop_seconds
 
 if TYPE_CHECKING:
     from airflow_provider_dstack._compat import Context, TaskStateStoreLike
     from dstack_core import Client, Run
-    from dstack_core.integration import RunRef
+    from dstack_core.integration import Fallbacks, RunRef
 
 RECORD_KEY = "dstack_run"
 # What a stop may lose to finding out a name. Longer, and a server that does not answer delays every stop.
@@ -41,6 +46,7 @@ class Decision(Enum):
     REATTACH = "follow that run"
     WAIT = "wait for the end of that run, then decide again"
     REPLACE = "stop that run, wait for its end, then decide again"
+    NEXT_STEP = "submit the step that follows that run"
 
 
 # By whether the task was retried or cleared, and by the state of the run. "stopping" also covers a run
@@ -74,6 +80,13 @@ class Record:
     def run(self) -> RunRef:
         """The run it is about."""
         return run_ref(self.run_name, self.marker)
+
+    @property
+    def step(self) -> int:
+        """The number of the step that the run is, 1 without fallbacks."""
+        from dstack_core.integration import split_step
+
+        return split_step(self.marker)[1]
 
     @classmethod
     def read(cls, stored: object) -> Record | None:
@@ -145,8 +158,10 @@ class Ledger:
             return None
 
 
-def previous_run(ledger: Ledger, client: Client) -> tuple[Record, Run | None] | None:
-    """Return the record of the previous try and its run, None for a first try.
+def previous_run(
+    ledger: Ledger, client: Client, fallbacks: Fallbacks | None = None
+) -> tuple[Record, Run | None] | None:
+    """Return the record of the previous try and its run, the newest step's; None for a first try.
 
     Without a record, the runs that earlier tries would have named are looked up: under today's names, and if
     no run has one, under those of earlier versions. Raises the server errors.
@@ -157,10 +172,16 @@ def previous_run(ledger: Ledger, client: Client) -> tuple[Record, Run | None] | 
     names = ledger.names
     tries = names.earlier_tries
     for name in dict.fromkeys([*map(names.name_in, tries), *map(names.former_name_in, tries)]):
-        run = client.runs.get(name)
-        numbers = names.read_marker(run.marker or "") if run is not None else None
-        if run is not None and numbers is not None and numbers[0] < names.try_number:
-            return Record(run.name, run.marker or "", client.project, *numbers, run.id), run
+        found = [
+            (Record(run.name, run.marker or "", client.project, *numbers, run.id), run)
+            for run in map(client.runs.get, _step_names(name, fallbacks))
+            if run is not None
+            and (numbers := names.read_marker(run.marker or "")) is not None
+            and numbers[0] < names.try_number
+        ]
+        if found:
+            # With a chosen name, the later steps may be those of an earlier try.
+            return max(found, key=lambda one: (one[0].try_number, one[0].step))
     if not names.is_retry:
         return None
     # The submission of the previous try may still be under way.
@@ -170,34 +191,64 @@ def previous_run(ledger: Ledger, client: Client) -> tuple[Record, Run | None] | 
     ), None
 
 
+def _step_names(name: str, fallbacks: Fallbacks | None) -> list[str]:
+    """Return the names of the runs of all steps of a job; ``name`` is that of step 1."""
+    from dstack_core.integration import RunRef, step_ref
+
+    last = 1 if fallbacks is None else fallbacks.last
+    return [step_ref(RunRef(name, ""), number).name for number in range(1, last + 1)]
+
+
 def owned(client: Client, run: RunRef) -> Run | None:
     """Return the run of that name if it carries the marker. Raises the server errors."""
     found = client.runs.get(run.name)
     return found if found is not None and found.marker == run.marker else None
 
 
-def as_submitted(client: Client, run: RunRef, names: TaskNames) -> RunRef:
-    """Return the run of this try under the name that it has: one that an earlier version gave it, if so.
+def as_submitted(
+    client: Client, run: RunRef, names: TaskNames, fallbacks: Fallbacks | None = None, log: Any = None
+) -> RunRef:
+    """Return the newest step of this try, under the name that an earlier version gave it, if so.
 
     Looked up only where no record names the run, such as after a deferral of a task that is not durable.
     """
     from dstack_core import DstackError
+    from dstack_core.integration import newest_step
 
     former = names.former_run
-    if run != names.run or run == former:
+    if run != names.run:
         return run
     try:
+        if fallbacks is not None:
+            newest = newest_step(client, run, fallbacks, retry_budget=stop_seconds(client))
+            if newest != run:
+                return newest
+        if run == former:
+            return run
         # The stop that follows has the time for retries; an answer would only correct the name.
         is_there = client.runs.get(run.name, timeout=_NAME_SECONDS) is not None
         return run if is_there or owned(client, former) is None else former
-    except DstackError:
+    except DstackError as error:
+        if fallbacks is not None:
+            log.warning(
+                "Could not find out which step of run %s is the newest: %s. Check the runs whose names begin "
+                "so: %s",
+                run.name,
+                error,
+                client.run_url(),
+            )
         return run
 
 
-def decide(record: Record, run: Run | None, names: TaskNames) -> Decision:
-    """Return what this try does, by ``DECISIONS``."""
+def decide(record: Record, run: Run | None, names: TaskNames, fallbacks: Fallbacks | None = None) -> Decision:
+    """Return what this try does, by ``DECISIONS`` and by the step that follows a run that has failed."""
     kind = "retried" if record.max_tries == names.max_tries else "cleared"
-    return DECISIONS[kind, _state(run)]
+    state = _state(run)
+    outcome = None if run is None else run.outcome()
+    if (kind, state) != ("retried", "failed") or fallbacks is None or outcome is None:
+        return DECISIONS[kind, state]
+    following = fallbacks.step_after(record.step, outcome)
+    return DECISIONS[kind, state] if following is None else Decision.NEXT_STEP
 
 
 def will_be_retried(context: Context, error: BaseException) -> bool:

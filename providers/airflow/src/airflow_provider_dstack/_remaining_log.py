@@ -58,6 +58,7 @@ def relay_remaining_log(
     is_killed: Callable[[], bool],
     notifier: CallbackNotifier | None = None,
     is_shown: bool = True,
+    earlier_attempts: int = 0,
 ) -> RemainingLog:
     """Relay the rest of a run's log and its outcome; return what it showed: the last lines, the outcome.
 
@@ -79,6 +80,7 @@ def relay_remaining_log(
         is_killed: Returns whether the task was ended meanwhile.
         notifier: Calls the callbacks; the end is left to the caller. Default: none are called.
         is_shown: Whether lines are logged. Default True.
+        earlier_attempts: The number of attempts of the steps before (``fallbacks``). Default 0.
 
     Raises:
         DstackRunInterrupted: The task was ended before the log was relayed.
@@ -99,6 +101,7 @@ def relay_remaining_log(
         notifier,
     )
     rest.log_timestamps, rest.is_shown = log_timestamps, is_shown
+    rest.earlier_attempts = earlier_attempts
     start_thread(rest.work, "dstack-log")
     try:
         while not rest.is_done:
@@ -119,8 +122,8 @@ def relay_remaining_log(
 class RemainingLog:
     """The rest of one run's log.
 
-    ``is_done``, ``is_whole``, ``outcome``, ``reports`` and ``tail`` are written by the worker thread, then
-    read.
+    ``is_done``, ``is_whole``, ``outcome``, ``reports``, ``tail`` and ``relayed`` (the state of the relay) are
+    written by the worker thread, then read.
     """
 
     event: Mapping[str, Any]
@@ -138,12 +141,14 @@ class RemainingLog:
     notifier: CallbackNotifier | None = None
     log_timestamps: bool = False
     is_shown: bool = True
+    earlier_attempts: int = 0
     is_unreachable: bool = False
     is_done: bool = False
     is_whole: bool = False
     is_tail_shown: bool = False
     is_left: bool = False
     tail: list[str] = field(default_factory=list)
+    relayed: dict[str, Any] | None = None
     groups: LogGroups = field(default_factory=LogGroups)
 
     def __post_init__(self) -> None:
@@ -172,6 +177,7 @@ class RemainingLog:
 
     def _relay(self, client: Client) -> None:
         from dstack_core import LogLines, Reported, ReportsDropped, RunFinished
+        from dstack_core.integration import counted_on
 
         position = LogPosition.from_dict(self.event["rest"])
         run = self._run(client, position.progress.run_id)
@@ -189,7 +195,8 @@ class RemainingLog:
             waiting_interval=None,
             utilization=True,
         )
-        for event in self._until_read(events):
+        for own in self._until_read(events):
+            event = counted_on(own, self.earlier_attempts)
             if isinstance(event, LogLines):
                 for part, _ in position.new_parts(event):
                     self._write(relay, part)
@@ -207,6 +214,7 @@ class RemainingLog:
                 self._notify(event)
             position.passed(event)
         self.tail, self.is_tail_shown = relay.tail, relay.shows_tail
+        self.relayed = relay.state()
         self.is_whole = True
         self._show_outcome(relay)
 

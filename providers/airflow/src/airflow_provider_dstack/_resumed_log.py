@@ -32,12 +32,16 @@ if TYPE_CHECKING:
 
 
 class FinishedLog(NamedTuple):
-    """What a whole log showed: the last lines, the outcome, and whether all of it was read."""
+    """What a whole log showed: the last lines, the outcome, and whether all of it was read.
+
+    ``relayed`` is the state of the relay with which the log of a next step continues.
+    """
 
     tail: Sequence[str]
     outcome: Outcome
     is_whole: bool
     is_tail_shown: bool
+    relayed: Mapping[str, Any]
 
 
 def finish_log(
@@ -53,14 +57,22 @@ def finish_log(
 
     Raises ``DstackRunInterrupted`` when the task is ended meanwhile.
     """
-    finished = FinishedLog(event["tail"], outcome, True, bool(event.get("is_tail_shown")))
+    # An event of an earlier version does not count the bytes.
+    relayed = {"tail": event["tail"], **(event.get("relayed") or {})}
+    finished = FinishedLog(event["tail"], outcome, True, bool(event.get("is_tail_shown")), relayed)
     again = event.get("again")
     if event.get("rest"):
-        relay = _relay_of(operator, secrets, is_killed, outcome.run_name, outcome.url)
+        relay = _relay_of(operator, event, secrets, is_killed, outcome.run_name, outcome.url)
         rest = relay(event, outcome, reports, notifier=notifier, is_shown=not again)
-        finished = FinishedLog(rest.tail, rest.outcome or outcome, rest.is_whole, rest.is_tail_shown)
+        # What could not be read is not counted.
+        relayed = {key: event["rest"][key] for key in ("relayed_bytes", "left_out_bytes")} | {
+            "tail": rest.tail
+        }
+        finished = FinishedLog(
+            rest.tail, rest.outcome or outcome, rest.is_whole, rest.is_tail_shown, rest.relayed or relayed
+        )
     if again:
-        shown = _relay_again(operator, again, secrets, is_killed, finished.outcome)
+        shown = _relay_again(operator, event, secrets, is_killed, finished.outcome)
         finished = finished._replace(tail=shown.tail, is_tail_shown=shown.is_tail_shown)
     return finished
 
@@ -73,19 +85,20 @@ def relay_what_was_shown(
     An error is logged: the task fails in any case, by what ended its deferral.
     """
     if event.get("again"):
-        _relay_again(operator, event["again"], list(operator.secret_texts()), is_killed, None)
+        _relay_again(operator, event, list(operator.secret_texts()), is_killed, None)
 
 
 def _relay_again(
     operator: DstackRunOperator,
-    again: Mapping[str, Any],
+    event: Mapping[str, Any],
     secrets: Sequence[str],
     is_killed: Callable[[], bool],
     outcome: Outcome | None,
 ) -> RemainingLog:
     operator.log.info("Relaying again what the triggerer has relayed (relay_log_again).")
+    again = event["again"]
     name = again["progress"]["run_name"]
-    relay = _relay_of(operator, secrets, is_killed, name, None if outcome is None else outcome.url)
+    relay = _relay_of(operator, event, secrets, is_killed, name, None if outcome is None else outcome.url)
     # Its lines about links and the like belong to the log; its values were received already.
     shown_only = RunReports(again["reported"])
     return relay({"rest": again, "tail": again["tail"]}, outcome, shown_only)
@@ -93,12 +106,13 @@ def _relay_again(
 
 def _relay_of(
     operator: DstackRunOperator,
+    event: Mapping[str, Any],
     secrets: Sequence[str],
     is_killed: Callable[[], bool],
     run_name: str,
     url: str | None,
 ) -> Callable[..., RemainingLog]:
-    from dstack_core.integration import collect_secrets
+    from dstack_core.integration import StepSums, collect_secrets
 
     return partial(
         relay_remaining_log,
@@ -113,4 +127,5 @@ def _relay_of(
         limits=report_limits(operator.max_report_bytes, operator.max_reports_per_second),
         log=operator.log,
         is_killed=is_killed,
+        earlier_attempts=StepSums.from_dict(event.get("steps")).count,
     )

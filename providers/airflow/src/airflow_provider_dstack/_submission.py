@@ -11,6 +11,8 @@ The idea is the order of the steps:
 4. Aim at the run. From here on the end of the task stops it.
 5. Make way for it where a service of that name is active.
 6. Submit it, exactly once (PROTOCOL 1.4), and add the run's id to the record.
+
+With ``fallbacks``, steps 2 to 6 are done again for each run that follows.
 """
 
 from __future__ import annotations
@@ -18,12 +20,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
-from airflow_provider_dstack._previous_try import Decision, Ledger, decide, previous_run
+from airflow_provider_dstack._previous_try import Decision, Ledger, Record, decide, previous_run
 from airflow_provider_dstack._stop import OnKillAction, stop_task_run
 
 if TYPE_CHECKING:
-    from dstack_core import Client, Plan, RequestRejectedError, Run
-    from dstack_core.integration import RunRef
+    from dstack_core import Client, Event, Outcome, Plan, RequestRejectedError, Run, RunFinished
+    from dstack_core.integration import RunRef, Steps
 
 OnActive: TypeAlias = Literal["update", "replace", "fail"]
 # How a server answers a value that it cannot read (PROTOCOL 1.1); no other refusal proves that.
@@ -57,7 +59,8 @@ class Submission:
 
     ``what`` are the arguments that ``runs.plan`` and ``runs.submit`` have in common, ``ledger`` is None
     for a task that is not durable. ``retry_budget`` and ``poll_interval`` in seconds. ``on_active`` is what
-    happens to an active run of that name; None where the caller cannot choose.
+    happens to an active run of that name; None where the caller cannot choose. ``steps`` are those of a task
+    with fallbacks.
     """
 
     client: Client
@@ -70,6 +73,7 @@ class Submission:
     retry_budget: float
     log: Any
     on_active: OnActive | None = None
+    steps: Steps | None = None
 
     def obtain(self, submitter: Submitter) -> Run:
         """Return the run to follow. Raises ``ConfigurationError`` and the server errors."""
@@ -78,8 +82,61 @@ class Submission:
         # An update is declared by its result: it turns the run of the previous try into what is wanted now.
         if self.ledger is not None and self.on_active != "update":
             target, taken_over = self._take_over(self.ledger, submitter)
+            self._start_at(target, self.ledger, submitter)
             if taken_over is not None:
                 return taken_over
+        if self.steps is None or self.steps.number == 1:
+            return self._submit_target(target, submitter)
+        return self._continue(target, self.steps, submitter)
+
+    def counted(self, event: Event) -> Event:
+        """Return an event of the step that is followed, whose attempt counts on from the steps before."""
+        return event if self.steps is None else self.steps.counted(event)
+
+    def end(self, event: RunFinished) -> RunFinished | None:
+        """Return the end of the task's job after the end of a run, None if another step follows."""
+        return event if self.steps is None else self.steps.end(event, None)
+
+    def obtain_next(self, submitter: Submitter) -> Run | RunFinished:
+        """Submit the step that follows, or return the end if ``max_cost`` does not pay for it."""
+        from dstack_core import ConfigurationError
+
+        steps = self.steps
+        assert steps is not None  # noqa: S101 - without steps, `end` returns one
+        self.log.info("%s", steps.describe())
+        try:
+            return self._submit_target(steps.begin(), submitter)
+        except ConfigurationError as error:
+            return steps.refused(error)
+
+    def _start_at(self, target: RunRef, ledger: Ledger, submitter: Submitter) -> None:
+        """Begin with the step that ``target`` is; the steps before it are in another try's log."""
+        from dstack_core.integration import split_step
+
+        steps = self.steps
+        if steps is None:
+            return
+        steps.start(ledger.names.first_of(target), split_step(target.marker)[1])
+        for ref in steps.before():
+            run = self.client.runs.get(ref.name, retry_budget=self.retry_budget, sleep=submitter.pause)
+            steps.add_earlier(ref, run)
+
+    def _continue(self, target: RunRef, steps: Steps, submitter: Submitter) -> Run:
+        """Submit a later step of the previous try; if ``max_cost`` does not pay for it, step 1 of this."""
+        from dstack_core import ConfigurationError
+
+        why = "max_cost is spent"
+        if steps.is_paid_for:
+            self.log.info("This try continues the previous one. %s", steps.describe())
+            try:
+                return self._submit_target(target, submitter)
+            except ConfigurationError as error:
+                why = error.message
+        self.log.info("Run %s is not submitted: %s. This try begins anew.", target.name, why.rstrip("."))
+        steps.start(self.ref)
+        return self._submit_target(self.ref, submitter)
+
+    def _submit_target(self, target: RunRef, submitter: Submitter) -> Run:
         refusal = self._log_plan(target)
         if self.ledger is not None:
             # Before the submission: whenever this worker is lost, the next try knows what to look for.
@@ -101,7 +158,7 @@ class Submission:
         runs = self.client.runs
         try:
             return (runs.apply if self.on_active == "update" else runs.submit)(
-                **self.what,
+                **self._arguments(),
                 run_name=target.name,
                 verify_ports=self.verify_ports,
                 marker=target.marker,
@@ -112,6 +169,12 @@ class Submission:
             if self.on_active not in _OTHER_WAYS:
                 raise
             raise type(error)(f"{error.message} {_OTHER_WAYS[self.on_active]}") from None
+
+    def _arguments(self) -> dict[str, Any]:
+        """Return the arguments of the step that is submitted."""
+        if self.steps is None:
+            return self.what
+        return {"configuration": self.what["configuration"], **self.steps.options}
 
     def _make_way(self, target: RunRef, submitter: Submitter) -> bool:
         """Stop an active run of that name and wait for its end; return True for one to update instead."""
@@ -133,14 +196,16 @@ class Submission:
 
     def _take_over(self, ledger: Ledger, submitter: Submitter) -> tuple[RunRef, Run | None]:
         """Return the run of the previous try if this try follows it, else what to submit and None."""
-        found = previous_run(ledger, self.client)
+        fallbacks = None if self.steps is None else self.steps.fallbacks
+        found = previous_run(ledger, self.client, fallbacks)
         if found is None or found[0].run == self.ref:
             return self.ref, None
         record, run = found
         ref, name, number = record.run, record.run_name, record.try_number
         while True:
             if run is not None and run.holds_on_failure and run.is_held():
-                if name != self.ref.name:
+                # With a chosen name, a step of this try needs the name of that step.
+                if ledger.names.first_of(ref).name != self.ref.name:
                     self.log.info(
                         "Run %s of try %s is held for a shell. This try submits a new run.", name, number
                     )
@@ -149,7 +214,9 @@ class Submission:
                 self.log.info("Run %s of try %s is held, and this try needs its name.", name, number)
                 self._stop(ref, run)
                 run = self._ended(run, submitter)
-            decision = decide(record, run, ledger.names)
+            decision = decide(record, run, ledger.names, fallbacks)
+            if decision is Decision.NEXT_STEP and run is not None and (outcome := run.outcome()) is not None:
+                return self._step_after(ledger, record, outcome), None
             if decision is Decision.SUBMIT_AGAIN:
                 return ref, None
             if decision is Decision.SUBMIT or run is None:
@@ -168,6 +235,13 @@ class Submission:
                 self._stop(ref, run)
             self.log.info("Waiting for the end of run %s of try %s.", name, number)
             run = self._ended(run, submitter)
+
+    def _step_after(self, ledger: Ledger, record: Record, outcome: Outcome) -> RunRef:
+        """Return the step that follows a run of the previous try, which was lost before it submitted that."""
+        from dstack_core.integration import step_ref
+
+        following = None if self.steps is None else self.steps.fallbacks.step_after(record.step, outcome)
+        return self.ref if following is None else step_ref(ledger.names.first_of(record.run), following)
 
     def _stop(self, ref: RunRef, run: Run) -> None:
         """Stop the run of the previous try. Raises when it keeps running: two runs would be paid for."""
@@ -214,7 +288,7 @@ class Submission:
         from dstack_core.integration import plan_hints
 
         try:
-            plan = self.client.runs.plan(**self.what, timeout=PLAN_SECONDS)
+            plan = self.client.runs.plan(**self._arguments(), timeout=PLAN_SECONDS)
         except (AccessDeniedError, AuthenticationError, ConfigurationError, ProjectNotFoundError):
             raise
         except RequestRejectedError as error:

@@ -24,6 +24,10 @@ Invariants: the main thread only sleeps while another thread works, so a handler
 lock. The worker leaves its run at the next sleep or event after a kill. The stop is sent by the control
 thread, whatever the worker is waiting for. A state is final once nothing is left to do for the run.
 
+A task with fallbacks follows one run after the other. In the state FOLLOWING, ``run`` is None from the end
+of one until the next is submitted. ``ref`` is the run that a stop is about: the one that has ended, which
+takes no time, or from ``aim`` on the next, whose submission may be under way.
+
 Measured: from SIGTERM to SIGKILL 5.0 s, not configurable (Airflow 3.2, 3.3). With all work in the main thread
 7 of 7 kills during logging or supervisor calls hung until SIGKILL; with helper threads 0 of 4.
 """
@@ -35,8 +39,9 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
+from airflow_provider_dstack._compat import AirflowTaskTimeout
 from airflow_provider_dstack._log_groups import LogGroups
 from airflow_provider_dstack._log_relay import new_relay, records
 from airflow_provider_dstack._run_reports import ReportPusher, RunReports
@@ -53,8 +58,9 @@ from airflow_provider_dstack._threads import start_thread
 if TYPE_CHECKING:
     from airflow_provider_dstack._previous_try import Ledger
     from airflow_provider_dstack._submission import Submitter
-    from dstack_core import Client, Outcome, Progress, ReportLimits, Run
-    from dstack_core.integration import CallbackNotifier, RunRef, StopResult
+    from dstack_core import Client, Outcome, Progress, ReportLimits, Run, RunFinished
+    from dstack_core import Event as RunEvent
+    from dstack_core.integration import CallbackNotifier, RunRef, Steps, StopResult
 
 # How late the threads see each other's news. A thread may not wait for a lock here: the handler interrupts
 # the main thread anywhere.
@@ -129,6 +135,23 @@ TRANSITIONS: Mapping[tuple[State, Event], State] = {
 }
 
 
+class Ladder(Protocol):
+    """The steps of a task with fallbacks, called in the worker thread."""
+
+    @property
+    def steps(self) -> Steps | None:
+        """What is known of them; None for a task without fallbacks."""
+
+    def counted(self, event: RunEvent) -> RunEvent:
+        """Return an event with the number of its attempt in all steps."""
+
+    def end(self, event: RunFinished) -> RunFinished | None:
+        """Return the end of the task's job after the end of a run, None if another step follows."""
+
+    def obtain_next(self, submitter: Submitter) -> Run | RunFinished:
+        """Submit the step that follows, or return the end of the job."""
+
+
 @dataclass(frozen=True)
 class TaskRunOptions:
     """What to follow, and how.
@@ -153,6 +176,10 @@ class TaskRunOptions:
         report_limits: The limits on what the run reports; None: the defaults of ``dstack_core``.
         new_notifier: Returns what calls the callbacks, with what masks secrets.
         push_reports: Gets the XComs of what the run reported since, and the reports, in the worker thread.
+        ladder: The steps of a task with fallbacks; None: its job ends with its first run.
+        resumed: What the task has shown of earlier steps: the state of its ``LogRelay`` and, as ``reported``,
+            that of ``RunReports``. ``ref`` is then the step that has ended. None: nothing.
+        deadline: When the task times out, in seconds since the epoch, where Airflow does not see to it.
     """
 
     ref: RunRef
@@ -174,6 +201,9 @@ class TaskRunOptions:
     report_limits: ReportLimits | None = None
     push_reports: Callable[[Mapping[str, Any], RunReports], None] = lambda xcoms, reports: None
     new_notifier: Callable[[Callable[[str], str]], CallbackNotifier] | None = None
+    ladder: Ladder | None = None
+    resumed: Mapping[str, Any] | None = None
+    deadline: float | None = None
 
 
 class TaskRun:
@@ -185,7 +215,11 @@ class TaskRun:
     """
 
     def __init__(
-        self, obtain: Callable[[Submitter], Run], client: Client, options: TaskRunOptions, log: Any
+        self,
+        obtain: Callable[[Submitter], Run | RunFinished],
+        client: Client,
+        options: TaskRunOptions,
+        log: Any,
     ) -> None:
         self.state = State.NEW
         self.ref = options.ref
@@ -195,8 +229,10 @@ class TaskRun:
         self.error: BaseException | None = None
         self.kept: str | None = None
         self.stopped: StopResult | None = None
-        self.relay = new_relay(log_budget_bytes=options.log_budget_bytes, secrets=options.secrets)
-        self.reports = RunReports(mask=self.relay.masker.mask)
+        shown = dict(options.resumed or {})
+        reported = shown.pop("reported", None)
+        self.relay = new_relay(log_budget_bytes=options.log_budget_bytes, secrets=options.secrets, **shown)
+        self.reports = RunReports(reported, self.relay.masker.mask)
         new = options.new_notifier
         self.notifier = None if new is None else new(self.relay.masker.mask)
         self._groups = LogGroups(options.log_groups)
@@ -213,6 +249,8 @@ class TaskRun:
         self._is_draining = False
         self._drains_since: float | None = None
         self._is_over = False
+        # From the end of a step on, until the next is aimed at: nothing is left to stop or to keep.
+        self._is_between_steps = options.resumed is not None
         self._is_closed = False
         self._stop_by = float("inf")
 
@@ -224,11 +262,17 @@ class TaskRun:
         An exception that interrupts the sleep (a timeout, Ctrl-C) has the run stopped, and is raised again.
         """
         try:
+            deadline = self._seconds_left()
+            if deadline <= 0:
+                raise AirflowTaskTimeout("execution_timeout passed before the next step was submitted.")
+            deadline += time.monotonic()
             self._is_started = True
             start_thread(self._control, "dstack-control")
             if not self._is_over:
                 start_thread(self._work, "dstack-run")
-            self._sleep_until_final()
+            self._sleep_until_final(deadline)
+            if time.monotonic() >= deadline and not self._is_over and self.state not in FINAL:
+                raise AirflowTaskTimeout(f"execution_timeout passed before run {self.ref.name} ended.")
         except BaseException:
             self.interrupt()
             raise
@@ -260,6 +304,11 @@ class TaskRun:
         self._client.close()
 
     @property
+    def options(self) -> TaskRunOptions:
+        """What is followed, and how."""
+        return self._options
+
+    @property
     def is_killed(self) -> bool:
         """Whether the task ends before its run, for whatever reason."""
         return self._is_over
@@ -274,6 +323,8 @@ class TaskRun:
         from dstack_core.integration import describe_stop
 
         match self.state:
+            case State.NOTHING_LEFT | State.STOPPED if self._is_between_steps:
+                found = f"Run {self.ref.name} has ended, and no further step was submitted."
             case State.NOTHING_LEFT if self.run is None:
                 found = f"Run {self.ref.name} was not submitted."
             case State.KEPT:
@@ -283,6 +334,12 @@ class TaskRun:
             case _:
                 found = f"The stop of run {self.ref.name} is not confirmed. Check its page: {self._page()}"
         return f"The task was ended before its run. {found}"
+
+    def _seconds_left(self) -> float:
+        from dstack_core import clock
+
+        deadline = self._options.deadline
+        return float("inf") if deadline is None else deadline - clock.epoch()
 
     def _leave_unhurried(self, event: Event) -> None:
         """Leave the run; for ways out where Airflow sets no limit to the stop."""
@@ -335,13 +392,16 @@ class TaskRun:
             case State.KILLED | State.INTERRUPTED | State.FAILED:
                 return self._decide(state)
             case State.STOPPING:
+                # In this order: the worker forgets the run of one step before it aims at the next. Read once:
+                # it may do that meanwhile.
+                ref, run = self.ref, self.run
                 self.stopped = stop_task_run(
                     self._client,
-                    self.ref,
+                    ref,
                     action=self._options.on_kill_action,
                     timeout=max(0.1, self._stop_by - time.monotonic()),
-                    run_id=None if self.run is None else self.run.id,
-                    submitted=self.run is not None,
+                    run_id=None if run is None else run.id,
+                    submitted=run is not None or self._is_between_steps,
                     log=self._log,
                 )
                 return Event.STOPPED
@@ -355,6 +415,9 @@ class TaskRun:
             self._stop_within(stop_seconds(self._client))
             if error is not None and not _may_leave_a_run(error, submitted=self.submitted):
                 return Event.LEAVE
+        if self._is_between_steps:
+            # Its stop finds a run that has ended, and reports that; a next try finds the step that follows.
+            return Event.STOP
         if self._why_left is not None:
             return self._keep(self._why_left)
         if self._options.on_kill_action == "keep":
@@ -381,7 +444,8 @@ class TaskRun:
         return Event.KEEP
 
     def _page(self) -> str:
-        return self._client.run_url() if self.run is None else self.run.url
+        run = self.run
+        return self._client.run_url() if run is None else run.url
 
     # The worker thread.
 
@@ -391,6 +455,7 @@ class TaskRun:
         self.ref = ref
         if self._is_over:
             raise _Over
+        self._is_between_steps = False
 
     def keep(self, why: str) -> None:
         """Leave the run running however the task ends; ``why`` is for the log."""
@@ -432,10 +497,45 @@ class TaskRun:
             time.sleep(pause)
 
     def _submit_and_follow(self) -> None:
+        """Follow one run after the other up to the end of the job; without fallbacks it has one."""
+        from dstack_core import RunFinished
+
+        ladder = self._options.ladder
+        found = self._obtain(self)
+        # A run of another name or marker is that of an earlier try.
+        is_taken_over = not isinstance(found, RunFinished) and self._is_of_earlier_try()
+        while not isinstance(found, RunFinished):
+            event = self._follow_run(found, is_taken_over)
+            ended = event if ladder is None else ladder.end(event)
+            self._show(ended or event)
+            self.progress = event.progress
+            if ended is not None or ladder is None:
+                self._end(ended or event)
+                return
+            self._is_between_steps, self.run = True, None
+            found, is_taken_over = ladder.obtain_next(self), False
+        self._log.info("Run %s %s.", found.outcome.run_name, found.outcome.message)
+        self._end(found)
+
+    def _end(self, event: RunFinished) -> None:
+        if self.notifier is not None:
+            self.notifier.handle(event)
+        self._pusher.offer(self.reports, last=True)
+        self.outcome = event.outcome
+        ledger = self._options.ledger
+        if ledger is not None and event.outcome.succeeded:
+            ledger.forget()
+
+    def _show(self, event: RunEvent) -> None:
+        for level, text in records(self.relay, event, self.reports, self._groups):
+            self._log.log(level, text)
+
+    def _follow_run(self, run: Run, is_taken_over: bool) -> RunFinished:
+        """Follow a run, and relay its log; return its end, which the log does not show yet."""
         from dstack_core import RunFinished
 
         options = self._options
-        run = self.run = self._obtain(self)
+        self.run = run
         self.progress = _progress_of(run)
         self.relay.url = run.url
         self._events.append(Event.OBTAINED)
@@ -445,10 +545,7 @@ class TaskRun:
             self._log.info("Run %s is %s", run.name, self.progress.status)
         options.on_submitted(run)
         if self.notifier is not None:
-            # A run of another name or marker is that of an earlier try.
-            self.notifier.submitted(
-                run, self.project, progress=self.progress, is_taken_over=self.ref != options.ref
-            )
+            self.notifier.submitted(run, self.project, progress=self.progress, is_taken_over=is_taken_over)
         events = run.follow(
             self.progress,
             poll_interval=options.poll_interval,
@@ -461,21 +558,26 @@ class TaskRun:
         )
         try:
             for event in events:
-                for level, text in records(self.relay, event, self.reports, self._groups):
-                    self._log.log(level, text)
-                if self.notifier is not None:
-                    self.notifier.handle(event)
-                self.progress = event.progress
-                self._pusher.offer(self.reports, last=isinstance(event, RunFinished))
                 if isinstance(event, RunFinished):
-                    self.outcome = event.outcome
-                    if options.ledger is not None and event.outcome.succeeded:
-                        options.ledger.forget()
-                elif self._is_over:
+                    return event
+                shown = event if options.ladder is None else options.ladder.counted(event)
+                self._show(shown)
+                if self.notifier is not None:
+                    self.notifier.handle(shown)
+                self.progress = event.progress
+                self._pusher.offer(self.reports)
+                if self._is_over:
                     raise _Over
         finally:
             for level, text in self._groups.close():
                 self._log.log(level, text)
+        raise RuntimeError(f"following run {run.name} ended without an outcome")
+
+    def _is_of_earlier_try(self) -> bool:
+        from dstack_core.integration import split_step, step_ref
+
+        own = self._options.ref
+        return self._options.resumed is None and self.ref != step_ref(own, split_step(self.ref.marker)[1])
 
     def _sleeper(self, run: Run) -> Callable[[float], None]:
         """Return a sleep that ends early: when the task is ended, and when it is time to hand over."""

@@ -177,7 +177,14 @@ class DstackDecoratedOperator(DecoratedOperator, DstackRunOperator):
     def execute_complete(self, context: Context, event: Mapping[str, Any]) -> Any:
         """Return what the function returned, once the trigger reported its end."""
         complete = super().execute_complete
-        return self._result_of(context, lambda: complete(context, event))
+        try:
+            return self._result_of(context, lambda: complete(context, event))
+        finally:
+            self._remove_files()
+
+    def before_submission(self, context: Context) -> None:
+        """Write the function's files, which a resumed task no longer has."""
+        self._write_files(context)
 
     def secret_texts(self) -> Iterator[str]:
         """Yield the texts that logs and rendered fields must not show."""
@@ -188,7 +195,8 @@ class DstackDecoratedOperator(DecoratedOperator, DstackRunOperator):
 
     def announce(self, context: Context, run: Run) -> None:
         """Remove the function's files, which the server has, and push the run's address."""
-        self._remove_files()
+        if not self.fallbacks:
+            self._remove_files()
         super().announce(context, run)
 
     def _write_files(self, context: Context) -> None:

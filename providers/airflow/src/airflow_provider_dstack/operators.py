@@ -16,6 +16,7 @@ from airflow_provider_dstack._compat import (
     conf,
     deferral_errors,
 )
+from airflow_provider_dstack._fallbacks import check_fallbacks
 from airflow_provider_dstack._log_relay import DEFAULT_LOG_BUDGET
 from airflow_provider_dstack._parameters import (
     DEFAULT_REPORTS,
@@ -156,6 +157,11 @@ class DstackRunOperator(TemplatedModels):
         debug_on_failure: How long the container is held after the commands of a task have failed, for a
             person who opens a shell in it: seconds or ``"30m"``. The task fails at once, and a retry is a new
             run. Default: not at all.
+        fallbacks: What is tried instead, within the same try, when the run ends for lack of a machine: a list
+            of dicts of ``resources``, ``spot_policy``, ``backends``, ``max_price``, ``max_duration``,
+            ``retry_policy`` and ``survive``, each for a run of its own. Default: none.
+        fallback_on_exit: Exit statuses that lead to a fallback, too: ``{137: "next"}``, or the number of a
+            step, from 2 on. Default: none.
         profiles_file: The path of a ``profiles.yml``. Default: ``.dstack/profiles.yml`` of ``repo_dir``.
         dstack_conn_id: The connection of type ``dstack``. Default ``dstack_default``.
         project_name: Replaces the connection's project. Default: the connection's.
@@ -245,6 +251,8 @@ class DstackRunOperator(TemplatedModels):
     git_conn_id: str | None
     survive: Survive | Mapping[str, Any] | int | str | bool | None
     debug_on_failure: int | str | None
+    fallbacks: Sequence[Mapping[str, Any]] | str | None
+    fallback_on_exit: Mapping[int, int | Literal["next"]] | str | None
 
     def __init__(
         self,
@@ -284,6 +292,8 @@ class DstackRunOperator(TemplatedModels):
         reports: bool = DEFAULT_REPORTS,
         survive: Survive | Mapping[str, Any] | int | str | bool | None = None,
         debug_on_failure: int | str | None = None,
+        fallbacks: Sequence[Mapping[str, Any]] | str | None = None,
+        fallback_on_exit: Mapping[int, int | Literal["next"]] | str | None = None,
         returns: Returns = "outcome",
         max_report_bytes: int | None = None,
         max_reports_per_second: int | None = None,
@@ -299,6 +309,7 @@ class DstackRunOperator(TemplatedModels):
             setattr(self, name, given[name])
         check_literals(tags=tags, debug_on_failure=debug_on_failure, max_cost=max_cost)
         check_survive(survive)
+        check_fallbacks(fallbacks, fallback_on_exit)
         self.verify_ports = yes_or_no("verify_ports", verify_ports)
         self.deferrable = yes_or_no("deferrable", deferrable)
         self.on_kill_action = one_of("on_kill_action", on_kill_action, ON_KILL_ACTIONS)
@@ -338,7 +349,13 @@ class DstackRunOperator(TemplatedModels):
         """Run and return ``Outcome.to_dict()``; when ``deferrable``, hand a longer run to the triggerer."""
         from airflow_provider_dstack._from_operator import task_run_of
 
-        task_run = self._task_run = task_run_of(self, context, _SYNC_SECONDS if self.deferrable else None)
+        return self._carry_out(task_run_of(self, context, self._hand_over_after()), context)
+
+    def _hand_over_after(self) -> float | None:
+        return _SYNC_SECONDS if self.deferrable else None
+
+    def _carry_out(self, task_run: TaskRun, context: Context) -> Any:
+        self._task_run = task_run
         try:
             if self._killed:
                 task_run.kill()
@@ -414,6 +431,7 @@ class DstackRunOperator(TemplatedModels):
         from airflow_provider_dstack import _from_operator, _outcome
 
         if event["kind"] == _outcome.FINISHED:
+            from airflow_provider_dstack._next_step import after_step
             from airflow_provider_dstack._resumed_log import finish_log
             from airflow_provider_dstack._run_reports import RunReports, push_reports
             from airflow_provider_dstack._trigger_relay import forget
@@ -427,13 +445,17 @@ class DstackRunOperator(TemplatedModels):
                 (event.get("rest") or event).get("reported"), lambda text: mask(text, secrets)
             )
             rest = finish_log(self, event, outcome, reports, secrets, notifier, lambda: self._killed)
-            outcome, tail, is_tail_shown = rest.outcome, rest.tail, rest.is_tail_shown
+            following = after_step(self, context, event, rest, reports, self._hand_over_after())
+            if not isinstance(following, Outcome):
+                self._finish_calls(notifier)
+                push_reports(context["ti"], reports.xcoms(), reports, self.log)
+                with suppress(Exception):
+                    forget(context["ti"])
+                return self._carry_out(following, context)
+            outcome, tail, is_tail_shown = following, rest.tail, rest.is_tail_shown
             # Before anything can fail the task: the run has ended in any case.
             notifier.ended(outcome)
-            for pause in notifier.pauses():
-                if self._killed:
-                    break
-                time.sleep(pause)
+            self._finish_calls(notifier)
             self._note_end(outcome, since_in(event), reports)
             if self.returns == "result" and not (rest.is_whole or outcome.has_result):
                 # Before the record is deleted: the next try takes over the run that succeeded.
@@ -453,17 +475,28 @@ class DstackRunOperator(TemplatedModels):
         from airflow_provider_dstack._resumed_log import relay_what_was_shown
 
         if event["kind"] == _outcome.TIMED_OUT:
-            ref = _from_operator.run_behind(self, context)
+            name = (event.get("steps") or {}).get("run_name")
+            name = name or _from_operator.run_behind(self, context).name
             if not event["stopped"]:
                 self._stop_leftover(context)
             relay_what_was_shown(self, event, lambda: self._killed)
             raise AirflowTaskTimeout(
-                f"execution_timeout of {self.execution_timeout} passed before run {ref.name} ended."
+                f"execution_timeout of {self.execution_timeout} passed before run {name} ended."
             )
         error = _outcome.broken_error(event)
         self._stop_or_leave(context, error)
         relay_what_was_shown(self, event, lambda: self._killed)
         raise error
+
+    def _finish_calls(self, notifier: CallbackNotifier) -> None:
+        """Wait until the callbacks have returned. A kill ends the wait."""
+        for pause in notifier.pauses():
+            if self._killed:
+                break
+            time.sleep(pause)
+
+    def before_submission(self, context: Context) -> None:
+        """Make what a resumed task submits; ``execute`` has made it for step 1."""
 
     def get_openlineage_facets_on_complete(self, task_instance: Any) -> Any:
         """Return the lineage of the run that has ended, for Airflow's OpenLineage provider.
@@ -544,7 +577,7 @@ class DstackRunOperator(TemplatedModels):
 
     def _stop_leftover(self, context: Context) -> None:
         """Stop what a trigger may have left; the run is known by its name and marker alone."""
-        from airflow_provider_dstack._from_operator import names_of, run_behind
+        from airflow_provider_dstack._from_operator import fallbacks_of, names_of, run_behind
         from airflow_provider_dstack._previous_try import as_submitted
 
         ref = run_behind(self, context)
@@ -552,7 +585,7 @@ class DstackRunOperator(TemplatedModels):
             if self.on_kill_action == "keep":
                 log_kept(ref.name, KEEP_ASKED_FOR, client.run_url(), self.log)
             else:
-                ref = as_submitted(client, ref, names_of(self, context))
+                ref = as_submitted(client, ref, names_of(self, context), fallbacks_of(self), self.log)
                 stop_task_run(client, ref, action=self.on_kill_action, log=self.log)
 
     def _stop_or_leave(self, context: Context, error: Exception) -> None:

@@ -47,7 +47,8 @@ class DstackServiceOperator(DstackRunOperator):
         on_active: What happens to an active run called ``run_name``: ``"fail"`` (default) fails the task;
             ``"replace"`` stops it and submits a new one; ``"update"`` updates it in place, as ``runs.apply``
             of ``dstack_core`` does, and leaves it running however the task ends.
-        **kwargs: As for ``DstackRunOperator`` except ``returns``; ``configuration`` is that of a service.
+        **kwargs: As for ``DstackRunOperator`` except ``returns``, ``fallbacks`` and ``fallback_on_exit``;
+            ``configuration`` is that of a service.
 
     Returns:
         The address of the service (str).
@@ -66,6 +67,12 @@ class DstackServiceOperator(DstackRunOperator):
 
     def __init__(self, *, on_active: OnActive = "fail", **kwargs: Any) -> None:
         refuse_result(kwargs, "A service reports no result.")
+        for name in ("fallbacks", "fallback_on_exit"):
+            if kwargs.get(name) is not None:
+                raise ValueError(
+                    f"{name}: expected None for a service, got {kwargs[name]!r}. Use DstackRunOperator for "
+                    "what falls back to other machines."
+                )
         super().__init__(**kwargs)
         self.on_active = one_of("on_active", on_active, ("update", "replace", "fail"))
         if on_active != "fail" and not self.run_name:

@@ -98,6 +98,8 @@ class DstackRunTrigger(BaseTrigger):
         secret_names: The variables of the run's environment that Airflow keeps the values of as secrets;
             their names, not their values. Default: none.
         synced_sources: The templates of the project secrets that the run may print. Default: none.
+        steps: For a task with ``fallbacks``, what ``_next_step`` needs once the run has ended; the event
+            holds it, too. Default: None.
 
     Source: Airflow documentation, "Deferrable Operators & Triggers".
     """
@@ -130,6 +132,7 @@ class DstackRunTrigger(BaseTrigger):
         mask_env: MaskEnv = "secrets",
         secret_names: Sequence[str] = (),
         synced_sources: Mapping[str, str] | None = None,
+        steps: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # Airflow's is untyped
         self.dstack_conn_id = dstack_conn_id
@@ -157,6 +160,7 @@ class DstackRunTrigger(BaseTrigger):
         self.mask_env = mask_env
         self.secret_names = list(secret_names)
         self.synced_sources = dict(synced_sources or {})
+        self.steps = None if steps is None else dict(steps)
         self._fired = False
         self._last_save: asyncio.Future[None] | None = None
         self._last_save_seconds = _SAVE_LAST_SECONDS
@@ -194,6 +198,7 @@ class DstackRunTrigger(BaseTrigger):
                 "mask_env": self.mask_env,
                 "secret_names": self.secret_names,
                 "synced_sources": self.synced_sources,
+                "steps": self.steps,
             },
         )
 
@@ -214,6 +219,8 @@ class DstackRunTrigger(BaseTrigger):
         self._fired = True
         if self.relay_log_again:
             payload["again"] = self._first()
+        if self.steps is not None:
+            payload["steps"] = {**self.steps, "run_name": self.run_name}
         yield TriggerEvent(payload)  # type: ignore[no-untyped-call]  # Airflow's is untyped
 
     async def on_kill(self) -> None:
@@ -259,8 +266,9 @@ class DstackRunTrigger(BaseTrigger):
 
     async def _follow(self) -> dict[str, Any]:
         from dstack_core import RunFinished, RunNotFoundError
-        from dstack_core.integration import mask_result
+        from dstack_core.integration import StepSums, counted_on, mask_result
 
+        earlier = StepSums.from_dict(self.steps).count
         client, kept, callbacks = await in_thread(self._prepare)
         async with client:
             run = await client.runs.get(self.run_name)
@@ -305,7 +313,8 @@ class DstackRunTrigger(BaseTrigger):
             # Its last reply is not needed again, and thousands of triggers may wait.
             del run
             try:
-                async for event in events:
+                async for own in events:
+                    event = counted_on(own, earlier)
                     if not await relay.write(event, self.log) and relay.outcome is not None:
                         pusher.hurry()
                         self._last_save = relay.save_last()
@@ -325,6 +334,7 @@ class DstackRunTrigger(BaseTrigger):
                             reported=reports.state(),
                             since=event.progress.since,
                             is_tail_shown=log_relay.shows_tail,
+                            relayed=None if self.steps is None else _bytes_in(log_relay.state()),
                         )
             finally:
                 await events.aclose()
@@ -441,6 +451,10 @@ class DstackRunTrigger(BaseTrigger):
             self.task_instance, self.run_name, when_unknown=when_unknown, log=self.log
         ):
             self._stop()
+
+
+def _bytes_in(state: Mapping[str, Any]) -> dict[str, int]:
+    return {name: count for name, count in state.items() if name.endswith("_bytes")}
 
 
 def _notify(notifier: CallbackNotifier, event: Event) -> None:
