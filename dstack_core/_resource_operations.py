@@ -181,10 +181,11 @@ class ResourceOperations:
             try:
                 return (yield from limited)
             except WaitTimeoutError as error:
-                raise WaitTimeoutError(
-                    f"{error.message.rstrip('.')}{_machine_states(seen)}. Ask for less or pay more, or wait "
-                    "longer."
-                ) from None
+                # The other one is of a server that does not answer: a smaller fleet would not help.
+                if error.message != what:
+                    raise
+                advice = "Ask for less or pay more, or wait longer."
+                raise WaitTimeoutError(f"{what}.{_machine_states(seen)} {advice}") from None
 
         return explained()
 
@@ -300,4 +301,4 @@ def _machine_states(seen: Sequence[Fleet]) -> str:
     )
     counts = ", ".join(f"{number} {state}" for state, number in states.items())
     why = f": {seen[-1].status_message}" if seen[-1].status_message else ""
-    return f": its machines are {counts}{why}" if counts else f": it has no machine yet{why}"
+    return f" Its machines: {counts}{why}." if counts else f" It has no machine yet{why}."

@@ -11,7 +11,7 @@ import dstack_core as dstack
 from dstack_core.local import LocalServer
 
 LATE = (
-    r"^Fleet train did not have {machines} within 0\.3 s: .*(pending|no offers|no_offers|no machine).*\. "
+    r"^Fleet train did not have {machines} within 0\.3 s\. I.*(pending|no_offers|no machine).*\. "
     r"Ask for less or pay more, or wait longer\.$"
 )
 
