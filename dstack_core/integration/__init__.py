@@ -18,8 +18,9 @@ from dstack_core.integration.callbacks import CallbackNotifier
 from dstack_core.integration.command_line import COMMAND_RETRY_SECONDS, TextStyle, command_limits
 from dstack_core.integration.doctor import examine
 from dstack_core.integration.doctor_network import Finding, describe_finding
-from dstack_core.integration.fallbacks import Fallbacks, step_ref
+from dstack_core.integration.fallbacks import Fallbacks, Steps
 from dstack_core.integration.follow_steps import afollow_steps, anewest_step, follow_steps, newest_step
+from dstack_core.integration.host_fallbacks import host_fallbacks
 from dstack_core.integration.masking import (
     RESULT_WARNING,
     Masker,
@@ -40,6 +41,7 @@ from dstack_core.integration.names import (
     run_name,
     short_hash,
     slug,
+    step_ref,
 )
 from dstack_core.integration.outcome_text import (
     OUTCOME_FIELDS,
@@ -121,6 +123,7 @@ __all__ = [
     "RecordLimits",
     "RunRef",
     "RunRow",
+    "Steps",
     "StopResult",
     "StopState",
     "TextStyle",
@@ -161,6 +164,7 @@ __all__ = [
     "format_price",
     "format_usd",
     "hold_seconds",
+    "host_fallbacks",
     "in_categories",
     "is_held_for_a_shell",
     "is_secret_name",

@@ -22,13 +22,14 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from dstack_core.errors import ConfigurationError, RunNotFoundError
 from dstack_core.integration.attempts import Attempt
-from dstack_core.integration.names import LONGEST_NAME, RunRef, short_hash
+from dstack_core.integration.names import RunRef, step_ref
 from dstack_core.models.events import Event, LogLines, PartialLine, Reported, RunFinished
 from dstack_core.models.failure_categories import in_categories
 
 if TYPE_CHECKING:
-    from dstack_core._operations import Operations
+    from dstack_core.aio import AsyncClient
     from dstack_core.aio_run import AsyncRun
+    from dstack_core.client import Client
     from dstack_core.configurations import ConfigurationLike
     from dstack_core.models.outcome import Outcome
     from dstack_core.models.progress import Progress
@@ -38,8 +39,6 @@ if TYPE_CHECKING:
 _NEXT = "next"
 # The groups of failure categories that other machines may help with.
 _OTHER_MACHINES = ("spot", "capacity", "machine")
-# Beside a hash of eight digits, in the name of a step whose first name is too long for a number.
-_HASH_LENGTH = 8
 
 EventT = TypeVar("EventT", bound=Event)
 RunT = TypeVar("RunT", "Run", "AsyncRun")
@@ -104,49 +103,50 @@ class Fallbacks:
         return following if number < following <= self.last else None
 
 
-def step_ref(ref: RunRef, number: int) -> RunRef:
-    """Return the identity of the run of a step; ``ref`` is that of step 1.
-
-    Example:
-        ``step_ref(RunRef("train", "plain:nightly/1"), 2)`` is
-        ``RunRef("train-s2", "plain:nightly/1/step2")``.
-    """
-    if number == 1:
-        return ref
-    suffix = f"-s{number}"
-    name = ref.name
-    if len(name) + len(suffix) > LONGEST_NAME:
-        room = LONGEST_NAME - len(suffix) - _HASH_LENGTH - 1
-        name = f"{name[:room].rstrip('-')}-{short_hash(name, _HASH_LENGTH)}"
-    return RunRef(f"{name}{suffix}", f"{ref.marker}/step{number}", generated=ref.generated)
-
-
 class Steps:
-    """What is known of the steps so far, and which one is next; no I/O."""
+    """The sums of all steps of a job, and which step is next; makes no request.
+
+    It is what ``follow_steps`` and the adapters of engines share. ``attempt.ref`` is the identity of step 1,
+    or that of a later step if ``attempt.first`` is the one of step 1, as ``choose_attempt`` leaves it.
+
+    Args:
+        client: The client of the run's project.
+        configuration: The job's configuration.
+        attempt: It is kept up to date with the step that is followed.
+        fallbacks: What the later steps are submitted with.
+        options: The submit options of step 1. Of ``max_cost`` a later step gets what is left.
+        progress: The position of an earlier process in the log of any step. Default: none.
+
+    Raises:
+        ConfigurationError: Input of any step is wrong; nothing was submitted.
+    """
 
     def __init__(
         self,
-        operations: Operations,
+        client: Client | AsyncClient,
         configuration: ConfigurationLike,
         attempt: Attempt,
         fallbacks: Fallbacks,
         options: Mapping[str, Any] | None,
-        progress: Progress | None,
+        progress: Progress | None = None,
     ) -> None:
-        self._first, self._attempt = attempt.ref, attempt
+        self._first, self._attempt = attempt.first or attempt.ref, attempt
         self._fallbacks = fallbacks
         self._given = dict(options or {})
-        self._number = 1
         self._progress = progress
-        self._attempts: list[RunAttempt] = []
-        self._cost = self._seconds = 0.0
+        # By the number of the step: a step whose end is seen twice counts once.
+        self._outcomes: dict[int, Outcome] = {}
         # The end of the step before.
         self._end: RunFinished | None = None
         for number in range(1, fallbacks.last + 1):
             # It checks the input before it returns; no request is made.
-            operations.plan(configuration, self._options_of(number)).close()
-        if progress is not None:
-            self._number = self._number_of(progress.run_name)
+            client._operations.plan(configuration, self._options_of(number)).close()
+        self._number = self._number_of(attempt.ref.name if progress is None else progress.run_name)
+
+    @property
+    def number(self) -> int:
+        """The number of the step that is followed or next; the first run is step 1."""
+        return self._number
 
     @property
     def progress(self) -> Progress | None:
@@ -183,12 +183,13 @@ class Steps:
         """Add the run of an earlier step; one that was skipped or deleted has none."""
         outcome = None if run is None or run.marker != ref.marker else run.outcome()
         if outcome is not None:
-            self._add(outcome)
+            self._outcomes[self._number_of(ref.name)] = outcome
 
     def begin(self) -> RunRef:
         """Return the identity of the step that is submitted now."""
         attempt = self._attempt
-        attempt.ref, attempt.run_id = step_ref(self._first, self._number), None
+        attempt.first, attempt.ref = self._first, step_ref(self._first, self._number)
+        attempt.run_id = None
         attempt.may_appear = True
         return attempt.ref
 
@@ -199,18 +200,18 @@ class Steps:
 
     def counted(self, event: EventT) -> EventT:
         """Return an event whose attempt counts on from those of the steps before."""
-        earlier = max((each.number for each in self._attempts), default=0)
+        before = [number for number in self._outcomes if number < self._number]
+        earlier = sum(_last_attempt(self._outcomes[number]) for number in before)
         if earlier and isinstance(event, LogLines | PartialLine | Reported):
             return replace(event, attempt=event.attempt + earlier)
         return event
 
     def end(
-        self, event: RunFinished, on_next: Callable[[Outcome, RunRef], None] | None
+        self, event: RunFinished, on_next: Callable[[Outcome, RunRef], None] | None = None
     ) -> RunFinished | None:
         """Return the end of the job, or None if another step follows."""
         outcome = event.outcome
-        self._add(outcome)
-        self._end = replace(event, outcome=self._of_all(outcome))
+        self._end = self.final(event)
         following = self._fallbacks.step_after(self._number, outcome)
         if following is None:
             return self._end
@@ -220,6 +221,11 @@ class Steps:
         if on_next is not None:
             on_next(outcome, step_ref(self._first, following))
         return None
+
+    def final(self, event: RunFinished) -> RunFinished:
+        """Return the end of a step with the attempts, the cost and the duration of all."""
+        self._outcomes[self._number] = event.outcome
+        return replace(event, outcome=self._of_all(event.outcome))
 
     def refused(self, error: ConfigurationError) -> RunFinished:
         """Return the end of a job if the rest of ``max_cost`` pays for no further step, else raise."""
@@ -240,7 +246,7 @@ class Steps:
     def _left(self) -> float | None:
         """Return what of ``max_cost`` is left, None without one."""
         most = self._given.get("max_cost")
-        return None if most is None else most - self._cost
+        return None if most is None else most - sum(each.cost for each in self._outcomes.values())
 
     def _number_of(self, name: str) -> int:
         numbers = range(1, self._fallbacks.last + 1)
@@ -251,19 +257,22 @@ class Steps:
             )
         return found[0]
 
-    def _add(self, outcome: Outcome) -> None:
-        earlier = max((each.number for each in self._attempts), default=0)
-        self._attempts += [replace(each, number=each.number + earlier) for each in outcome.attempts]
-        self._cost += outcome.cost
-        self._seconds += outcome.duration or 0.0
-
     def _of_all(self, outcome: Outcome) -> Outcome:
+        attempts: list[RunAttempt] = []
+        steps = [self._outcomes[number] for number in sorted(self._outcomes)]
+        for step in steps:
+            earlier = attempts[-1].number if attempts else 0
+            attempts += [replace(each, number=each.number + earlier) for each in step.attempts]
         return replace(
             outcome,
-            attempts=tuple(self._attempts),
-            cost=round(self._cost, 6),
-            duration=outcome.duration if outcome.duration is None else self._seconds,
+            attempts=tuple(attempts),
+            cost=round(sum(step.cost for step in steps), 6),
+            duration=None if outcome.duration is None else sum(step.duration or 0.0 for step in steps),
         )
+
+
+def _last_attempt(outcome: Outcome) -> int:
+    return max((each.number for each in outcome.attempts), default=0)
 
 
 def _is_whole(value: Any) -> bool:

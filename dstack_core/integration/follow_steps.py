@@ -7,7 +7,8 @@ from contextlib import aclosing, closing
 from typing import TYPE_CHECKING, Any
 
 from dstack_core.errors import ConfigurationError
-from dstack_core.integration.fallbacks import Fallbacks, Steps, step_ref
+from dstack_core.integration.fallbacks import Fallbacks, Steps
+from dstack_core.integration.names import step_ref
 from dstack_core.models.events import Event, RunFinished
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def follow_steps(
 
     Source: PROTOCOL 1.4, 1.6.
     """
-    steps = Steps(client._operations, configuration, attempt, fallbacks, options, progress)
+    steps = Steps(client, configuration, attempt, fallbacks, options, progress)
     for ref in steps.before():
         found = client.runs.get(ref.name, retry_budget=retry_budget, sleep=sleep)
         steps.add_earlier(ref, found)
@@ -146,7 +147,7 @@ async def afollow_steps(
         RunNotFoundError: The run of ``progress`` was deleted.
         ServerError: The server errors.
     """
-    steps = Steps(client._operations, configuration, attempt, fallbacks, options, progress)
+    steps = Steps(client, configuration, attempt, fallbacks, options, progress)
     for ref in steps.before():
         found = await client.runs.get(ref.name, retry_budget=retry_budget, sleep=sleep)
         steps.add_earlier(ref, found)
