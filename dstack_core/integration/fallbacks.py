@@ -190,6 +190,7 @@ class Steps:
         attempt = self._attempt
         attempt.first, attempt.ref = self._first, step_ref(self._first, self._number)
         attempt.run_id = None
+        attempt.is_adopted = False
         attempt.may_appear = True
         return attempt.ref
 
@@ -200,10 +201,10 @@ class Steps:
 
     def counted(self, event: EventT) -> EventT:
         """Return an event whose attempt counts on from those of the steps before."""
-        before = [number for number in self._outcomes if number < self._number]
-        earlier = sum(_last_attempt(self._outcomes[number]) for number in before)
-        if earlier and isinstance(event, LogLines | PartialLine | Reported):
-            return replace(event, attempt=event.attempt + earlier)
+        if isinstance(event, LogLines | PartialLine | Reported):
+            number = self._number_of(event.progress.run_name)
+            before = [self._outcomes[each] for each in self._outcomes if each < number]
+            return replace(event, attempt=event.attempt + sum(map(_last_attempt, before)))
         return event
 
     def end(
@@ -222,9 +223,19 @@ class Steps:
             on_next(outcome, step_ref(self._first, following))
         return None
 
+    def describe(self) -> str:
+        """Return a line for the log about the step that is next, and what it is submitted with."""
+        number = self._number
+        given = {} if number == 1 else self._fallbacks.options[number - 2]
+        shown = ", ".join(f"{name}={value}" for name, value in given.items())
+        ref = step_ref(self._first, number)
+        return f"Step {number} of {self._fallbacks.last}: run {ref.name}" + (
+            f" with {shown}" if shown else ""
+        )
+
     def final(self, event: RunFinished) -> RunFinished:
         """Return the end of a step with the attempts, the cost and the duration of all."""
-        self._outcomes[self._number] = event.outcome
+        self._outcomes[self._number_of(event.outcome.run_name)] = event.outcome
         return replace(event, outcome=self._of_all(event.outcome))
 
     def refused(self, error: ConfigurationError) -> RunFinished:

@@ -99,8 +99,7 @@ class RemoteFunction:
         job, function = self._prepare(args, kwargs, load_git(block, self.options.get("git_credentials")))
 
         def body(client: Client) -> Any:
-            run = _follow.submit(job, client)
-            _follow.watch(job, run)
+            run = _follow.watch(job, client, _follow.submit(job, client))
             for pause in function.pauses(job):
                 job.sleep(pause)
                 for event in run.follow(**_reading(job), sleep=job.sleep):
@@ -118,8 +117,7 @@ class RemoteFunction:
         job, function = await asyncio.to_thread(self._prepare, args, kwargs, login)
 
         async def body(client: AsyncClient) -> Any:
-            run = await _follow.asubmit(job, client)
-            await _follow.awatch(job, run)
+            run = await _follow.awatch(job, client, await _follow.asubmit(job, client))
             for pause in function.pauses(job):
                 await job.asleep(pause)
                 async for event in run.follow(**_reading(job), sleep=job.asleep):

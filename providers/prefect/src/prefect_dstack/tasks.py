@@ -164,7 +164,7 @@ def run_task(
     )
 
     def body(client: Client) -> OutcomeDict:
-        return _follow.follow(job, _follow.submit(job, client))
+        return _follow.follow(job, client, _follow.submit(job, client))
 
     return _follow.execute_task(job, block, body)
 
@@ -205,7 +205,7 @@ async def arun_task(
     )
 
     async def body(client: AsyncClient) -> OutcomeDict:
-        return await _follow.afollow(job, await _follow.asubmit(job, client))
+        return await _follow.afollow(job, client, await _follow.asubmit(job, client))
 
     return await _follow.aexecute_task(job, block, body)
 
@@ -265,7 +265,7 @@ def submit_run(
     block = load(credentials)
     login = load_git(block, options.get("git_credentials"))
     job = prepare(
-        resolve(configuration, options, login, ends=False),
+        resolve(configuration, options, login, ends=False, follows=False),
         run_name=run_name,
         retry_budget=retry_budget,
         callbacks=callbacks,
@@ -298,7 +298,7 @@ async def asubmit_run(
     block = await aload(credentials)
     login = await aload_git(block, options.get("git_credentials"))
     job = prepare(
-        resolve(configuration, options, login, ends=False),
+        resolve(configuration, options, login, ends=False, follows=False),
         run_name=run_name,
         retry_budget=retry_budget,
         callbacks=callbacks,
