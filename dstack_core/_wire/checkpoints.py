@@ -20,12 +20,11 @@ from typing import Any
 
 from dstack_core.errors import ConfigurationError
 from dstack_core.models.configurations import Configuration
+from dstack_core.models.step_markers import split_step
 
 CHECKPOINT = "DSTACK_CHECKPOINT"
 # The number of a try, such as /1, /2of4#5f1c9a and /2of4#5f1c9a/keep. What follows # is the owner's.
 _TRY = re.compile(r"(?P<owner>[a-z][a-z-]*:.+)/\d+(?:of\d+)?(?P<born>#[0-9a-f]+)?(?:/keep)?")
-# What the name and the marker of a step add to those of step 1 (``integration.step_ref``).
-_STEP = re.compile(r"(?P<first>.+)/step(?P<number>\d+)")
 _NOT_SHOWN = re.compile(r"[^A-Za-z0-9_.]+")
 # A file name has at most 255 bytes. Longer ones are hard to read; the hash distinguishes what is cut.
 _LONGEST_SHOWN = 100
@@ -63,8 +62,9 @@ def with_checkpoint(configuration: Configuration, survive: Any, run_name: str, m
     if given is None or given.checkpoint is None:
         return configuration
     own = configuration.env if isinstance(configuration.env, Mapping) else {}
-    if (step := _STEP.fullmatch(marker)) is not None:
-        marker, run_name = step["first"], run_name.removesuffix(f"-s{step['number']}")
+    marker, step = split_step(marker)
+    if step > 1:
+        run_name = run_name.removesuffix(f"-s{step}")
     directory = f"{given.checkpoint}/{_owner(marker) or run_name}"
     return configuration.model_copy(update={"env": {**own, CHECKPOINT: directory}})
 

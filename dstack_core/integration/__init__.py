@@ -18,9 +18,9 @@ from dstack_core.integration.callbacks import CallbackNotifier
 from dstack_core.integration.command_line import COMMAND_RETRY_SECONDS, TextStyle, command_limits
 from dstack_core.integration.doctor import examine
 from dstack_core.integration.doctor_network import Finding, describe_finding
-from dstack_core.integration.fallbacks import Fallbacks, Steps
+from dstack_core.integration.fallbacks import Fallbacks, Steps, counted_on
 from dstack_core.integration.follow_steps import afollow_steps, anewest_step, follow_steps, newest_step
-from dstack_core.integration.host_fallbacks import host_fallbacks
+from dstack_core.integration.host_fallbacks import FALLBACK_OPTIONS, host_fallbacks, refuse_service
 from dstack_core.integration.masking import (
     RESULT_WARNING,
     Masker,
@@ -71,6 +71,7 @@ from dstack_core.integration.run_lists import (
     show_findings,
     show_runs,
 )
+from dstack_core.integration.step_sums import StepSums
 from dstack_core.integration.stop import astop_run, stop_run
 from dstack_core.integration.telemetry import trace_env, trace_run, wait_seconds
 from dstack_core.integration.utilization_text import (
@@ -95,6 +96,7 @@ from dstack_core.models.money import format_price, format_usd
 from dstack_core.models.no_fleet import plan_hints
 from dstack_core.models.options import check_address, hold_seconds
 from dstack_core.models.secrets import MaskEnv, is_secret_name
+from dstack_core.models.step_markers import split_step
 from dstack_core.models.stops import StopResult, StopState
 from dstack_core.models.survive import read_survive
 from dstack_core.models.tags import check_tags, tag_value
@@ -103,6 +105,7 @@ __all__ = [
     "COMMAND_RETRY_SECONDS",
     "DEFAULT_LOG_BUDGET",
     "FAILURE_CATEGORIES",
+    "FALLBACK_OPTIONS",
     "OUTCOME_FIELDS",
     "RESULT_WARNING",
     "RETRIED_CATEGORIES",
@@ -123,6 +126,7 @@ __all__ = [
     "RecordLimits",
     "RunRef",
     "RunRow",
+    "StepSums",
     "Steps",
     "StopResult",
     "StopState",
@@ -148,6 +152,7 @@ __all__ = [
     "cost_csv",
     "cost_rows",
     "cost_table",
+    "counted_on",
     "describe_end",
     "describe_failure",
     "describe_finding",
@@ -184,6 +189,7 @@ __all__ = [
     "read_budget",
     "read_marker",
     "read_survive",
+    "refuse_service",
     "report_key",
     "rows_json",
     "run_name",
@@ -194,6 +200,7 @@ __all__ = [
     "show_findings",
     "show_runs",
     "slug",
+    "split_step",
     "step_ref",
     "stop_run",
     "tag_value",

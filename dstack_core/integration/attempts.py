@@ -66,7 +66,8 @@ class Attempt:
         is_adopted: Whether an earlier execution submitted the run.
         may_appear: Whether a submission is under way whose run the server may not show yet; the caller sets
             it.
-        first: The identity of step 1 of a job with fallbacks (``RunRef``); None before it is known.
+        first: The identity of step 1 (``RunRef``) where ``ref`` is that of another step; else None.
+        step: The number of the step that ``ref`` names.
     """
 
     ref: RunRef
@@ -75,6 +76,7 @@ class Attempt:
     is_adopted: bool = False
     may_appear: bool = False
     first: RunRef | None = None
+    step: int = 1
 
 
 def choose_attempt(
@@ -170,9 +172,9 @@ def _choose(
     fallbacks: Fallbacks | None = None,
     max_cost: float | None = None,
 ) -> Flow[RunSnapshot | None]:
-    sought = 1
+    sought, wanted = 1, attempt.ref
     while True:
-        found = yield from operations.get(attempt.ref.name, retry_budget=retry_budget)
+        found = yield from operations.get(wanted.name, retry_budget=retry_budget)
         # With a fixed name the run may be that of a later attempt, so its marker decides which one it is.
         number = None if found is None else names.number_of(found.marker)
         former = names.former_ref(sought) if found is None else None
@@ -185,9 +187,9 @@ def _choose(
         # Before any sleep: a caller that is interrupted in it stops the run that was seen last.
         first = names.ref_of(number, found.name)
         attempt.ref, attempt.run_id = first, found.id
+        attempt.first, attempt.step = None, 1
         following = None
         if fallbacks is not None:
-            attempt.first = first
             found, following = yield from _newest_step(
                 operations, attempt, fallbacks, max_cost, found, retry_budget
             )
@@ -201,19 +203,20 @@ def _choose(
             attempt.is_chosen = attempt.is_adopted = True
             return found
         elif following is not None:
-            attempt.ref, attempt.run_id = following, None
+            attempt.ref, attempt.run_id = step_ref(first, following), None
+            attempt.first, attempt.step = first, following
             attempt.is_chosen = True
             return None
         else:
-            sought = number + 1
-            attempt.ref, attempt.run_id, attempt.first = names.ref(sought), None, None
+            sought, wanted = number + 1, names.ref(number + 1)
+            attempt.ref, attempt.run_id = wanted, None
+            attempt.first, attempt.step = None, 1
             if names.fixed_name is not None:
                 # The next attempt has the same name, which the run just seen still holds.
                 attempt.is_chosen = True
                 return None
             continue
-        # The run is asked for again, by the name of its first step.
-        attempt.ref = first
+        wanted = first
 
 
 def _newest_step(
@@ -223,10 +226,10 @@ def _newest_step(
     max_cost: float | None,
     found: RunSnapshot,
     retry_budget: float | None,
-) -> Flow[tuple[RunSnapshot, RunRef | None]]:
-    """Return the newest run of an attempt, ``found`` or that of a later step, and the step to submit next."""
+) -> Flow[tuple[RunSnapshot, int | None]]:
+    """Return the newest run of an attempt, ``found`` or that of a later step, and which step follows it."""
     first, number = attempt.ref, 1
-    if found.is_active or found.status.is_success or found.status.is_stopping:
+    if not _has_failed(found):
         return found, None
     cost = found.cost
     for later in range(2, fallbacks.last + 1):
@@ -237,10 +240,15 @@ def _newest_step(
             found, number = run, later
             cost += run.cost
             attempt.ref, attempt.run_id = ref, run.id
-    if found.is_active or found.status.is_success:
+            attempt.first, attempt.step = first, later
+    if not _has_failed(found):
         return found, None
     outcome = outcome_of(found, operations.api.run_url(found.id))
     outcome = yield from with_hold(operations.api, found, outcome, lambda: None)
     following = fallbacks.step_after(number, outcome)
     is_spent = max_cost is not None and cost >= max_cost
-    return found, None if following is None or is_spent else step_ref(first, following)
+    return found, None if is_spent else following
+
+
+def _has_failed(run: RunSnapshot) -> bool:
+    return not (run.is_active or run.status.is_stopping or run.status.is_success)

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from dstack_core.errors import ConfigurationError, RunNotFoundError
 from dstack_core.integration.attempts import Attempt
 from dstack_core.integration.names import RunRef, step_ref
+from dstack_core.integration.step_sums import StepSums
 from dstack_core.models.events import Event, LogLines, PartialLine, Reported, RunFinished
 from dstack_core.models.failure_categories import in_categories
 
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from dstack_core.configurations import ConfigurationLike
     from dstack_core.models.outcome import Outcome
     from dstack_core.models.progress import Progress
-    from dstack_core.models.run_attempt import RunAttempt
     from dstack_core.run import Run
 
 _NEXT = "next"
@@ -104,21 +104,23 @@ class Fallbacks:
 
 
 class Steps:
-    """The sums of all steps of a job, and which step is next; makes no request.
+    """What is known of the steps of a job so far, and which one is next; no I/O.
 
-    It is what ``follow_steps`` and the adapters of engines share. ``attempt.ref`` is the identity of step 1,
-    or that of a later step if ``attempt.first`` is the one of step 1, as ``choose_attempt`` leaves it.
+    ``follow_steps`` and the adapters of engines do the requests, in this order: ``begin`` before a step is
+    submitted with ``options``, ``seen`` with its run, ``counted`` for its events, ``end`` with the last of
+    them. A process that begins with a later step first gets the runs of ``before`` and passes them to
+    ``add_earlier``.
 
     Args:
-        client: The client of the run's project.
+        client: The client of the runs' project.
         configuration: The job's configuration.
-        attempt: It is kept up to date with the step that is followed.
+        attempt: Its ``ref`` is the identity of step 1. It is kept up to date with the step that is next.
         fallbacks: What the later steps are submitted with.
-        options: The submit options of step 1. Of ``max_cost`` a later step gets what is left.
-        progress: The position of an earlier process in the log of any step. Default: none.
+        options: The submit options of step 1.
+        progress: The progress of an earlier event of any step. Default: from the start.
 
     Raises:
-        ConfigurationError: Input of any step is wrong; nothing was submitted.
+        ConfigurationError: Input of any step is wrong.
     """
 
     def __init__(
@@ -127,26 +129,53 @@ class Steps:
         configuration: ConfigurationLike,
         attempt: Attempt,
         fallbacks: Fallbacks,
-        options: Mapping[str, Any] | None,
+        options: Mapping[str, Any] | None = None,
         progress: Progress | None = None,
     ) -> None:
-        self._first, self._attempt = attempt.first or attempt.ref, attempt
-        self._fallbacks = fallbacks
+        self._first, self._attempt = attempt.ref, attempt
+        self.fallbacks = fallbacks
         self._given = dict(options or {})
+        self._number = 1
         self._progress = progress
-        # By the number of the step: a step whose end is seen twice counts once.
-        self._outcomes: dict[int, Outcome] = {}
+        self.sums = StepSums()
         # The end of the step before.
         self._end: RunFinished | None = None
         for number in range(1, fallbacks.last + 1):
-            # It checks the input before it returns; no request is made.
-            client._operations.plan(configuration, self._options_of(number)).close()
-        self._number = self._number_of(attempt.ref.name if progress is None else progress.run_name)
+            try:
+                # It checks the input before it returns; no request is made.
+                client._operations.plan(configuration, self._options_of(number)).close()
+            except ConfigurationError as error:
+                if number == 1:
+                    raise
+                raise ConfigurationError(f"fallbacks[{number - 2}]: {error.message}") from None
+        if progress is not None:
+            self._number = self._number_of(progress.run_name)
+
+    def start(self, first: RunRef, number: int = 1, sums: StepSums | None = None) -> None:
+        """Make that step of the job whose step 1 is ``first`` the next one, and forget what was known.
+
+        For an engine that finds the job of an earlier execution, at any step. ``sums`` are those of the
+        steps before, where they are known; otherwise ``add_earlier`` collects them.
+        """
+        self._first, self._number = first, number
+        self._progress = self._end = None
+        self.sums = StepSums() if sums is None else sums
+
+    @property
+    def first(self) -> RunRef:
+        """The identity of step 1."""
+        return self._first
 
     @property
     def number(self) -> int:
-        """The number of the step that is followed or next; the first run is step 1."""
+        """The number of the step that is next, or followed."""
         return self._number
+
+    @property
+    def is_paid_for(self) -> bool:
+        """Whether ``max_cost`` has something left for the step that is next."""
+        left = self._left()
+        return left is None or left > 0
 
     @property
     def progress(self) -> Progress | None:
@@ -183,14 +212,12 @@ class Steps:
         """Add the run of an earlier step; one that was skipped or deleted has none."""
         outcome = None if run is None or run.marker != ref.marker else run.outcome()
         if outcome is not None:
-            self._outcomes[self._number_of(ref.name)] = outcome
+            self.sums.add(outcome)
 
     def begin(self) -> RunRef:
         """Return the identity of the step that is submitted now."""
         attempt = self._attempt
-        attempt.first, attempt.ref = self._first, step_ref(self._first, self._number)
-        attempt.run_id = None
-        attempt.is_adopted = False
+        attempt.ref, attempt.run_id = step_ref(self._first, self._number), None
         attempt.may_appear = True
         return attempt.ref
 
@@ -201,22 +228,17 @@ class Steps:
 
     def counted(self, event: EventT) -> EventT:
         """Return an event whose attempt counts on from those of the steps before."""
-        if isinstance(event, LogLines | PartialLine | Reported):
-            number = self._number_of(event.progress.run_name)
-            before = [self._outcomes[each] for each in self._outcomes if each < number]
-            return replace(event, attempt=event.attempt + sum(map(_last_attempt, before)))
-        return event
+        return counted_on(event, self.sums.count)
 
     def end(
-        self, event: RunFinished, on_next: Callable[[Outcome, RunRef], None] | None = None
+        self, event: RunFinished, on_next: Callable[[Outcome, RunRef], None] | None
     ) -> RunFinished | None:
         """Return the end of the job, or None if another step follows."""
         outcome = event.outcome
-        self._end = self.final(event)
-        following = self._fallbacks.step_after(self._number, outcome)
-        if following is None:
-            return self._end
-        if (left := self._left()) is not None and left <= 0:
+        self.sums.add(outcome)
+        self._end = replace(event, outcome=self.sums.of_all(outcome))
+        following = self.fallbacks.step_after(self._number, outcome)
+        if following is None or not self.is_paid_for:
             return self._end
         self._number = following
         if on_next is not None:
@@ -224,19 +246,11 @@ class Steps:
         return None
 
     def describe(self) -> str:
-        """Return a line for the log about the step that is next, and what it is submitted with."""
-        number = self._number
-        given = {} if number == 1 else self._fallbacks.options[number - 2]
-        shown = ", ".join(f"{name}={value}" for name, value in given.items())
-        ref = step_ref(self._first, number)
-        return f"Step {number} of {self._fallbacks.last}: run {ref.name}" + (
-            f" with {shown}" if shown else ""
-        )
-
-    def final(self, event: RunFinished) -> RunFinished:
-        """Return the end of a step with the attempts, the cost and the duration of all."""
-        self._outcomes[self._number_of(event.outcome.run_name)] = event.outcome
-        return replace(event, outcome=self._of_all(event.outcome))
+        """Return the step that is next in one line: ``Step 2 of 3: run train-s2 with max_price=2.0.``"""
+        changes = self._changes(self._number)
+        with_ = ", ".join(f"{name}={_shown(value)}" for name, value in changes.items())
+        name = step_ref(self._first, self._number).name
+        return f"Step {self._number} of {self.fallbacks.last}: run {name} with {with_}."
 
     def refused(self, error: ConfigurationError) -> RunFinished:
         """Return the end of a job if the rest of ``max_cost`` pays for no further step, else raise."""
@@ -248,19 +262,25 @@ class Steps:
         return replace(self._end, outcome=replace(outcome, message=message))
 
     def _options_of(self, number: int) -> Any:
-        own = {} if number == 1 else self._fallbacks.options[number - 2]
-        options = {**self._given, **own}
+        options = {**self._given, **self._changes(number)}
         if number > 1 and (left := self._left()) is not None and left > 0:
             options["max_cost"] = left
         return options
 
+    def _changes(self, number: int) -> Mapping[str, Any]:
+        """Return the options of a step that differ from those of step 1.
+
+        A step that an earlier version of the job had, with more fallbacks, is taken for the last one.
+        """
+        return {} if number == 1 else self.fallbacks.options[min(number, self.fallbacks.last) - 2]
+
     def _left(self) -> float | None:
         """Return what of ``max_cost`` is left, None without one."""
         most = self._given.get("max_cost")
-        return None if most is None else most - sum(each.cost for each in self._outcomes.values())
+        return None if most is None else most - self.sums.cost
 
     def _number_of(self, name: str) -> int:
-        numbers = range(1, self._fallbacks.last + 1)
+        numbers = range(1, self.fallbacks.last + 1)
         found = [number for number in numbers if step_ref(self._first, number).name == name]
         if not found:
             raise ConfigurationError(
@@ -268,22 +288,18 @@ class Steps:
             )
         return found[0]
 
-    def _of_all(self, outcome: Outcome) -> Outcome:
-        attempts: list[RunAttempt] = []
-        steps = [self._outcomes[number] for number in sorted(self._outcomes)]
-        for step in steps:
-            earlier = attempts[-1].number if attempts else 0
-            attempts += [replace(each, number=each.number + earlier) for each in step.attempts]
-        return replace(
-            outcome,
-            attempts=tuple(attempts),
-            cost=round(sum(step.cost for step in steps), 6),
-            duration=None if outcome.duration is None else sum(step.duration or 0.0 for step in steps),
-        )
+
+def counted_on(event: EventT, earlier: int) -> EventT:
+    """Return an event of a step whose attempt counts on from the ``earlier`` ones of the steps before."""
+    if earlier and isinstance(event, LogLines | PartialLine | Reported):
+        return replace(event, attempt=event.attempt + earlier)
+    return event
 
 
-def _last_attempt(outcome: Outcome) -> int:
-    return max((each.number for each in outcome.attempts), default=0)
+def _shown(value: Any) -> str:
+    """Return an option for a log line: as in YAML where that is short."""
+    plain = value.model_dump(exclude_unset=True) if hasattr(value, "model_dump") else value
+    return plain if isinstance(plain, str) else repr(plain)
 
 
 def _is_whole(value: Any) -> bool:

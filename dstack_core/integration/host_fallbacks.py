@@ -1,89 +1,94 @@
-"""The fallbacks that a task of a host is given: checked where the task is made, before any request."""
+"""The fallbacks that a workflow engine takes from its users, as ``Fallbacks``; the same for all engines."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from dstack_core._wire.spec import run_spec
-from dstack_core._wire.survival import with_survival
 from dstack_core.errors import ConfigurationError
 from dstack_core.integration.fallbacks import Fallbacks
-from dstack_core.models.configurations import Task
-from dstack_core.models.profiles import Profile
-from dstack_core.models.survive import read_survive
 
-# Those that choose a machine or keep it. Others would make another job of it, or count for all steps.
-_ALLOWED = ("resources", "spot_policy", "backends", "max_price", "max_duration", "retry_policy", "survive")
+if TYPE_CHECKING:
+    from dstack_core.models.configurations import Configuration
+
+# The options that choose or keep machines. What else a run has, such as its environment and its tags, belongs
+# to the task, and ``max_cost`` is for all steps together.
+FALLBACK_OPTIONS = (
+    "backends",
+    "max_duration",
+    "max_price",
+    "resources",
+    "retry_policy",
+    "spot_policy",
+    "survive",
+)
 
 
 def host_fallbacks(
     fallbacks: Sequence[Mapping[str, Any]] | None,
-    on_exit: Mapping[int, int | Literal["next"]] | None = None,
+    on_exit: Mapping[int, int | Literal["next"]] | None,
 ) -> Fallbacks | None:
-    """Return the fallbacks of a task, checked as far as its configuration is not needed.
+    """Return the fallbacks of a task, None if it has none; for the parameters of an engine's task.
 
     Args:
-        fallbacks: The options of step 2, step 3 and so on: ``resources``, ``spot_policy``, ``backends``,
-            ``max_price``, ``max_duration``, ``retry_policy`` and ``survive``. None, or an empty list: none.
-        on_exit: The option ``fallback_on_exit``: exit statuses that lead to another step. JSON has texts as
-            keys, so ``{"137": "next"}`` is the same as ``{137: "next"}``.
-
-    Returns:
-        The fallbacks, or None without any.
+        fallbacks: The parameter ``fallbacks``: what step 2, step 3 and so on are submitted with.
+        on_exit: The parameter ``fallback_on_exit``: exit statuses that lead to another step. Digits, which
+            JSON and templates make of numbers, count as such.
 
     Raises:
-        ConfigurationError: A key is not allowed, or a value is wrong.
+        ConfigurationError: A value is wrong; it names the parameter and, for an option that a fallback
+            cannot have, those that it can.
+
+    Example:
+        ``host_fallbacks([{"spot_policy": "on-demand"}], {"137": "next"})``
     """
-    if not fallbacks:
+    if on_exit is not None and not isinstance(on_exit, Mapping):
+        raise ConfigurationError(
+            f'fallback_on_exit: expected a dict such as {{137: "next"}}, got {on_exit!r}.'
+        )
+    # What is empty counts as left out.
+    if fallbacks is None or (isinstance(fallbacks, list | tuple) and not fallbacks):
         if on_exit:
             raise ConfigurationError(
-                f"fallback_on_exit: expected fallbacks with it, got {dict(on_exit)!r} alone. "
-                'Set fallbacks, such as [{"spot_policy": "on-demand"}].'
+                "fallback_on_exit: expected fallbacks with it, got none. Set fallbacks to what the next step "
+                'is submitted with, such as [{"resources": {"memory": "64GB.."}}].'
             )
-        if fallbacks is None or isinstance(fallbacks, list | tuple):
-            return None
-    if isinstance(fallbacks, str | Mapping) or not isinstance(fallbacks, Sequence):
+        return None
+    if not isinstance(fallbacks, list | tuple):
         raise ConfigurationError(
-            'fallbacks: expected a list of dicts such as [{"spot_policy": "on-demand"}], got '
+            'fallbacks: expected a list of dicts of submit options such as {"spot_policy": "on-demand"}, got '
             f"{fallbacks!r}."
         )
+    for number, each in enumerate(fallbacks):
+        unknown = [name for name in each if name not in FALLBACK_OPTIONS] if isinstance(each, Mapping) else []
+        if unknown:
+            raise ConfigurationError(
+                f"fallbacks[{number}]: expected options that choose or keep machines "
+                f"({', '.join(FALLBACK_OPTIONS)}), got {unknown[0]!r}."
+            )
+    given = {_status(status): _target(target) for status, target in (on_exit or {}).items()}
     try:
-        made = Fallbacks([*fallbacks], _whole_keys(on_exit))
+        return Fallbacks([dict(each) if isinstance(each, Mapping) else each for each in fallbacks], given)
     except ConfigurationError as error:
         raise ConfigurationError(error.message.replace("on_exit:", "fallback_on_exit:", 1)) from None
-    for number, options in enumerate(made.options, 1):
-        _check(number, options)
-    return made
 
 
-def _check(number: int, options: Mapping[str, Any]) -> None:
-    for key in options:
-        if key not in _ALLOWED:
-            raise ConfigurationError(
-                f"fallbacks: expected only {', '.join(_ALLOWED)} in a fallback, got {key!r} in number "
-                f"{number}. What is the same for all steps is an option beside fallbacks."
-            )
-    try:
-        survive = read_survive(options.get("survive"))
-        if survive is not None:
-            # Only the configuration shows whether a volume is mounted there.
-            survive = survive.model_copy(update={"checkpoint": None})
-        has_policy = options.get("retry_policy") is not None
-        task = with_survival(Task(commands=["true"]), survive, has_policy=has_policy)
-        given: Any = {**options, "profile": Profile()}
-        run_spec(task, given)
-    except ConfigurationError as error:
-        raise ConfigurationError(f"fallbacks: in number {number}: {error.message}") from None
+def refuse_service(configuration: Configuration) -> None:
+    """Refuse fallbacks for a service, which has no end that leads to another step.
 
-
-def _whole_keys(on_exit: Any) -> dict[Any, Any]:
-    """Return the exit statuses as numbers, which JSON and templates have as texts."""
-    if on_exit is not None and not isinstance(on_exit, Mapping):
-        raise ConfigurationError(f'on_exit: expected a dict such as {{137: "next"}}, got {on_exit!r}.')
-    return {
-        int(status) if isinstance(status, str) and status.isdecimal() else status: (
-            int(target) if isinstance(target, str) and target.isdecimal() else target
+    Raises:
+        ConfigurationError: The configuration is that of a service.
+    """
+    if configuration.type == "service":
+        raise ConfigurationError(
+            "fallbacks: expected the configuration of a task with it, got that of a service. Set the retry "
+            "policy of the service instead."
         )
-        for status, target in (on_exit or {}).items()
-    }
+
+
+def _status(value: Any) -> Any:
+    return int(value) if isinstance(value, str) and value.isdecimal() else value
+
+
+def _target(value: Any) -> Any:
+    return value if value == "next" else _status(value)

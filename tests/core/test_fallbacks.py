@@ -319,7 +319,7 @@ def test_wrong_fallbacks_are_one_error(given: dict[str, Any], text: str) -> None
 def test_a_wrong_option_of_a_later_step_is_an_error_before_anything_is_submitted(
     server: LocalServer, client: Client
 ) -> None:
-    with pytest.raises(ConfigurationError, match="spot_policy"):
+    with pytest.raises(ConfigurationError, match=r"^fallbacks\[0\]: spot_policy: expected"):
         followed(client, fallbacks=Fallbacks([{"spot_policy": "cheap"}]))
     with pytest.raises(TypeError, match="spot"):
         followed(client, fallbacks=Fallbacks([{"spot": True}]))

@@ -15,9 +15,10 @@ is submitted. The final event and the outcome table are those of the last step, 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from dstack_core.integration import Steps, mask_result
+from dstack_core.integration import Steps, StepSums, counted_on, mask_result
 
 if TYPE_CHECKING:
     from dstack_core import (
@@ -34,23 +35,30 @@ if TYPE_CHECKING:
 
 
 class JobSteps:
-    """The steps of one job; ``fallbacks`` are what later ones are submitted with."""
+    """The steps of one job; ``fallbacks`` are what later ones are submitted with.
+
+    Raises ``ConfigurationError`` if the input of any step is wrong.
+    """
 
     def __init__(self, job: Job, client: Client | AsyncClient, fallbacks: Fallbacks) -> None:
         options = {name: value for name, value in job.spec.items() if name != "configuration"}
         self._job = job
         self._steps = Steps(client, job.spec["configuration"], job.attempt, fallbacks, options)
-        self._earlier: list[Run | AsyncRun] = []
+        self._earlier: list[Any] = []
+        # The last run that the sums include.
+        self._counted_id: str | None = None
         self._ended: Outcome | None = None
+        self._shown = StepSums()
 
     @property
     def options(self) -> dict[str, Any]:
         """The options of the step that is submitted now."""
         return dict(self._steps.options)
 
-    @property
-    def earlier(self) -> list[RunRef]:
-        """The steps before the one that is followed first."""
+    def start(self) -> list[RunRef]:
+        """Begin with the step that the job's attempt names; return the steps before it."""
+        attempt = self._job.attempt
+        self._steps.start(attempt.first or attempt.ref, attempt.step)
         return self._steps.before()
 
     def add_earlier(self, ref: RunRef, run: Run | AsyncRun | None) -> None:
@@ -59,13 +67,19 @@ class JobSteps:
         if run is not None and run.marker == ref.marker and run.outcome() is not None:
             self._earlier.append(run)
 
+    def log_next(self) -> None:
+        """Log which step is submitted, if it is a later one."""
+        if self._steps.number > 1:
+            self._job.logger.info("%s", self._steps.describe())
+
     def runs_to_relay(self) -> Iterator[Any]:
         """Yield the runs of earlier steps whose log is not in that of the flow run, once begun there."""
-        job = self._job
+        job, self._shown = self._job, StepSums()
         for run in self._earlier:
             job.hide_env(run)
             if job.relay.continues(run, job.flow_run_id, job.task_run_id):
                 yield run
+            self._shown.add(run.outcome())
 
     def take_earlier(self, event: Event) -> None:
         """Log an event of an earlier step."""
@@ -74,7 +88,7 @@ class JobSteps:
         if isinstance(event, RunFinished):
             self._job.relay.log_end_of_step(event.outcome)
         else:
-            self._job.relay.handle_contact(self._steps.counted(event))
+            self._job.relay.handle_contact(counted_on(event, self._shown.count))
 
     def take(self, event: Event) -> Event | None:
         """Return an event as one of the whole job; None for the end of a step that another one follows."""
@@ -82,12 +96,16 @@ class JobSteps:
 
         if not isinstance(event, RunFinished):
             return self._steps.counted(event)
+        outcome, is_new = event.outcome, event.outcome.run_id != self._counted_id
+        self._counted_id = outcome.run_id
         # After a stop nothing follows, however the run ended.
         if self._job.stopped is not None:
-            return self._steps.final(event)
-        ended = self._steps.end(event)
+            if is_new:
+                self._steps.sums.add(outcome)
+            return replace(event, outcome=self._steps.sums.of_all(outcome))
+        ended = self._steps.end(event, None)
         if ended is None:
-            self._ended = mask_result(event.outcome, self._job.relay.masker.mask, self._job.logger.warning)
+            self._ended = mask_result(outcome, self._job.relay.masker.mask, self._job.logger.warning)
             self._job.relay.log_end_of_step(self._ended)
         return ended
 
@@ -106,12 +124,9 @@ class JobSteps:
         job = self._job
         self._ended = None
         self._steps.begin()
+        job.attempt.is_adopted = False
         job.relay.begin_run()
         self.log_next()
-
-    def log_next(self) -> None:
-        """Log which step is submitted."""
-        self._job.logger.info("%s.", self._steps.describe())
 
     def refused(self, error: ConfigurationError) -> None:
         """End the job if ``max_cost`` pays for no further step, else raise."""

@@ -47,6 +47,7 @@ def submit(job: Job, client: Client) -> Run:
 
     # Until the run is known, the list of runs is the page to name.
     job.page = client.run_url()
+    job.check_steps(client)
     found = choose_attempt(
         client,
         job.names,
@@ -57,14 +58,17 @@ def submit(job: Job, client: Client) -> Run:
         sleep=job.sleep,
         on_event=job.relay.handle_contact,
     )
-    job.begin_steps(client)
     if job.steps is not None:
-        for ref in job.steps.earlier:
+        for ref in job.steps.start():
             earlier = client.runs.get(ref.name, retry_budget=job.retry_budget, sleep=job.sleep)
             job.steps.add_earlier(ref, earlier)
     # As late as possible: the choice above may have waited for a run that is stopping.
     job.check_flow_run()
-    return _submit_now(job, client) if found is None else job.noted(found, client.project)
+    if found is not None:
+        return job.noted(found, client.project)
+    if job.steps is not None:
+        job.steps.log_next()
+    return _submit_now(job, client)
 
 
 def _submit_now(job: Job, client: Client) -> Run:
@@ -78,6 +82,7 @@ async def asubmit(job: Job, client: AsyncClient) -> AsyncRun:
     from dstack_core.integration import achoose_attempt
 
     job.page = client.run_url()
+    job.check_steps(client)
     found = await achoose_attempt(
         client,
         job.names,
@@ -88,13 +93,16 @@ async def asubmit(job: Job, client: AsyncClient) -> AsyncRun:
         sleep=job.asleep,
         on_event=job.relay.handle_contact,
     )
-    job.begin_steps(client)
     if job.steps is not None:
-        for ref in job.steps.earlier:
+        for ref in job.steps.start():
             found_earlier = await client.runs.get(ref.name, retry_budget=job.retry_budget, sleep=job.asleep)
             job.steps.add_earlier(ref, found_earlier)
     await asyncio.to_thread(job.check_flow_run)
-    return await _asubmit_now(job, client) if found is None else job.noted(found, client.project)
+    if found is not None:
+        return job.noted(found, client.project)
+    if job.steps is not None:
+        job.steps.log_next()
+    return await _asubmit_now(job, client)
 
 
 async def _asubmit_now(job: Job, client: AsyncClient) -> AsyncRun:

@@ -185,8 +185,8 @@ class Job:
                 f"Check the list of runs, and stop it there: {self.page}"
             ) from error
 
-    def begin_steps(self, client: Client | AsyncClient) -> None:
-        """Check what every step is submitted with, and begin with the one that ``attempt`` names."""
+    def check_steps(self, client: Client | AsyncClient) -> None:
+        """Check what every step is submitted with; makes no request."""
         if self.fallbacks is not None:
             from prefect_dstack._fallback_steps import JobSteps
 

@@ -207,8 +207,9 @@ def resolve(
 
 
 def _check_steps(configuration: Configuration, follows: bool) -> None:
-    if configuration.type == "service":
-        _refuse("fallbacks: expected a task, got a service, whose run has no end to fall back after.")
+    from dstack_core.integration import refuse_service
+
+    refuse_service(configuration)
     if not follows:
         _refuse(
             "fallbacks: expected a task that follows its run to the end, got one that only submits it. "
