@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from dstack_core.integration import Steps, StepSums, counted_on, mask_result
+from dstack_core.integration import Steps, StepSums, counted_on, mask_result, split_step
 
 if TYPE_CHECKING:
     from dstack_core import (
@@ -54,6 +54,13 @@ class JobSteps:
     def options(self) -> dict[str, Any]:
         """The options of the step that is submitted now."""
         return dict(self._steps.options)
+
+    def found(self, newest: RunRef) -> None:
+        """Make the newest step that has a run the one that the job means."""
+        attempt = self._job.attempt
+        if attempt.ref.marker != newest.marker:
+            attempt.ref, attempt.run_id = newest, None
+        attempt.step = split_step(newest.marker)[1]
 
     def start(self) -> list[RunRef]:
         """Begin with the step that the job's attempt names; return the steps before it."""

@@ -151,6 +151,34 @@ async def afind(job: Job, client: AsyncClient) -> AsyncRun | None:
     return found
 
 
+def find_newest(job: Job, client: Client) -> Run | None:
+    """Return the run of the newest step of the job that is watched, or None. Raises the server errors."""
+    from dstack_core.integration import newest_step
+
+    job.check_steps(client)
+    first = job.attempt.first
+    if job.steps is not None and job.fallbacks is not None and first is not None:
+        options: Any = {"retry_budget": job.retry_budget, "sleep": job.sleep}
+        job.steps.found(newest_step(client, first, job.fallbacks, **options))
+        for ref in job.steps.start():
+            job.steps.add_earlier(ref, client.runs.get(ref.name, **options))
+    return find(job, client)
+
+
+async def afind_newest(job: Job, client: AsyncClient) -> AsyncRun | None:
+    """Return the run of the newest step: the twin of ``find_newest``."""
+    from dstack_core.integration import anewest_step
+
+    job.check_steps(client)
+    first = job.attempt.first
+    if job.steps is not None and job.fallbacks is not None and first is not None:
+        options: Any = {"retry_budget": job.retry_budget, "sleep": job.asleep}
+        job.steps.found(await anewest_step(client, first, job.fallbacks, **options))
+        for ref in job.steps.start():
+            job.steps.add_earlier(ref, await client.runs.get(ref.name, **options))
+    return await afind(job, client)
+
+
 def follow(job: Job, client: Client, run: Run) -> OutcomeDict:
     """Relay the run's events until it has ended; return its outcome. Raises the run's and server errors."""
     watch(job, client, run)

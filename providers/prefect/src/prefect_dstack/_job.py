@@ -41,7 +41,7 @@ if TYPE_CHECKING:
         ReportLimits,
         Run,
     )
-    from dstack_core.integration import Attempt, AttemptNames, CallbackNotifier, Fallbacks, StopResult
+    from dstack_core.integration import Attempt, AttemptNames, CallbackNotifier, Fallbacks, RunRef, StopResult
     from prefect_dstack._fallback_steps import JobSteps
     from prefect_dstack._function_result import FunctionResult
     from prefect_dstack._submission import Submission
@@ -408,6 +408,14 @@ def prepare_to_watch(
         notifier=new_notifier(callbacks, relay, logger),
         masking=masking or Masking(),
     )
+
+
+def allow_steps(job: Job, submission: Submission, first: RunRef) -> None:
+    """Let a job that follows an existing run submit its further steps; ``first`` is step 1."""
+    job.spec = {"configuration": submission.configuration, **submission.arguments}
+    job.code, job.fallbacks = submission.code, submission.fallbacks
+    job.attempt.first = first
+    job.relay.masker.add(submission.secrets)
 
 
 def own(job: Job, marker: str | None, prefix: str = "prefect:") -> None:

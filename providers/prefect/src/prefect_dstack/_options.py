@@ -39,3 +39,5 @@ class SubmitOptions(CommonOptions, total=False):
 
 
 OPTION_NAMES = SubmitOptions.__optional_keys__
+# Only what follows its run to the end has these.
+STEP_NAMES = frozenset({"fallbacks", "fallback_on_exit"})
