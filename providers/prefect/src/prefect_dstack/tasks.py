@@ -99,6 +99,12 @@ def run_task(
             its fields, or only for how long in all, seconds or ``"4h"``. A spot machine that is taken away,
             and no capacity, then begin another attempt of the same run. Not with ``retry_policy``. Default:
             nothing.
+        fallbacks: What further runs of this task are submitted with, each after the one before ended for lack
+            of a machine: a list of dicts of ``resources``, ``spot_policy``, ``backends``, ``max_price``,
+            ``max_duration``, ``retry_policy`` or ``survive``, which replace those of the first run. The
+            outcome is that of the last, with the attempts and the cost of all. Default: none.
+        fallback_on_exit: Exit statuses after which a further run is submitted, too: ``{137: "next"}``, or the
+            number of a step; the first of ``fallbacks`` is step 2. Default: none.
         debug_on_failure: How long the container is held after the commands have failed, for a person who
             opens a shell in it: seconds or ``"30m"``. The task fails at once, and a retry is a new run.
             Default: not at all.
