@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 from uuid import UUID
 
-import cloudpickle
+import cloudpickle  # type: ignore[import-untyped]
 import pytest
 from prefect import flow
 from prefect.runtime import flow_run
@@ -168,7 +168,8 @@ def test_the_last_step_ends_the_task_and_its_retry_begins_at_the_first(
         task = run_task.with_options(retries=retries, retry_delay_seconds=0)
         return task(TASK, credentials, **FAST, spot_policy="spot", fallbacks=[{"max_price": 5.0}])
 
-    assert retried(1)["attempts"][-1]["number"] == 1
+    outcome: Any = retried(1)
+    assert outcome["attempts"][-1]["number"] == 1
     first = dstack.runs[0].name
     assert names(dstack) == [first, f"{first}-s2", f"{first}-2"]
     dstack.scenarios.interrupt_after(0.3, times=2, noticed_after=0)
@@ -418,10 +419,12 @@ def test_what_follows_no_run_and_services_refuse_fallbacks(
         found = call(configuration, credentials, fallbacks=on_demand)
         return asyncio.run(found) if asyncio.iscoroutine(found) else found
 
-    for call in (submit_run, asubmit_run):
+    submitting: list[Any] = [submit_run, asubmit_run]
+    for call in submitting:
         with pytest.raises(ConfigurationError, match=r"^fallbacks: expected a task that follows its run"):
             state_of_call(refused, call, TASK).result()
-    for call in (run_task, submit_run, deploy_service):
+    serving: list[Any] = [run_task, submit_run, deploy_service]
+    for call in serving:
         with pytest.raises(ConfigurationError, match=r"^fallbacks: .*got that of a service"):
             state_of_call(refused, call, service).result()
     assert dstack.runs == []

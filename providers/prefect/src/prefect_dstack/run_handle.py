@@ -216,7 +216,7 @@ class DstackRunHandle(JobRun["OutcomeDict"]):
 
         outcome: Outcome | None = self._same(found).outcome()
         if outcome is not None and job.fallbacks is not None:
-            # Its end is not that of the job: whoever waits submits the next step.
+            # Its end is not that of the job: the process that waits submits the next step.
             is_last = job.fallbacks.step_after(job.attempt.step, outcome) is None
             outcome = outcome if is_last else None
         if outcome is None:
