@@ -18,7 +18,7 @@ from dstack_core.integration.callbacks import CallbackNotifier
 from dstack_core.integration.command_line import COMMAND_RETRY_SECONDS, TextStyle, command_limits
 from dstack_core.integration.doctor import examine
 from dstack_core.integration.doctor_network import Finding, describe_finding
-from dstack_core.integration.fallbacks import Fallbacks, Steps, counted_on, step_ref
+from dstack_core.integration.fallbacks import Fallbacks, Steps, counted_on
 from dstack_core.integration.follow_steps import afollow_steps, anewest_step, follow_steps, newest_step
 from dstack_core.integration.host_fallbacks import FALLBACK_OPTIONS, host_fallbacks, refuse_service
 from dstack_core.integration.masking import (
@@ -41,6 +41,7 @@ from dstack_core.integration.names import (
     run_name,
     short_hash,
     slug,
+    step_ref,
 )
 from dstack_core.integration.outcome_text import (
     OUTCOME_FIELDS,

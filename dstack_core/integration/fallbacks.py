@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from dstack_core.errors import ConfigurationError, RunNotFoundError
 from dstack_core.integration.attempts import Attempt
-from dstack_core.integration.names import LONGEST_NAME, RunRef, short_hash
+from dstack_core.integration.names import RunRef, step_ref
 from dstack_core.integration.step_sums import StepSums
 from dstack_core.models.events import Event, LogLines, PartialLine, Reported, RunFinished
 from dstack_core.models.failure_categories import in_categories
@@ -39,8 +39,6 @@ if TYPE_CHECKING:
 _NEXT = "next"
 # The groups of failure categories that other machines may help with.
 _OTHER_MACHINES = ("spot", "capacity", "machine")
-# Beside a hash of eight digits, in the name of a step whose first name is too long for a number.
-_HASH_LENGTH = 8
 
 EventT = TypeVar("EventT", bound=Event)
 RunT = TypeVar("RunT", "Run", "AsyncRun")
@@ -103,23 +101,6 @@ class Fallbacks:
             return None
         following = number + 1 if target == _NEXT else int(target)
         return following if number < following <= self.last else None
-
-
-def step_ref(ref: RunRef, number: int) -> RunRef:
-    """Return the identity of the run of a step; ``ref`` is that of step 1.
-
-    Example:
-        ``step_ref(RunRef("train", "plain:nightly/1"), 2)`` is
-        ``RunRef("train-s2", "plain:nightly/1/step2")``.
-    """
-    if number == 1:
-        return ref
-    suffix = f"-s{number}"
-    name = ref.name
-    if len(name) + len(suffix) > LONGEST_NAME:
-        room = LONGEST_NAME - len(suffix) - _HASH_LENGTH - 1
-        name = f"{name[:room].rstrip('-')}-{short_hash(name, _HASH_LENGTH)}"
-    return RunRef(f"{name}{suffix}", f"{ref.marker}/step{number}", generated=ref.generated)
 
 
 class Steps:

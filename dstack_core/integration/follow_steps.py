@@ -7,7 +7,8 @@ from contextlib import aclosing, closing
 from typing import TYPE_CHECKING, Any
 
 from dstack_core.errors import ConfigurationError
-from dstack_core.integration.fallbacks import Fallbacks, Steps, step_ref
+from dstack_core.integration.fallbacks import Fallbacks, Steps
+from dstack_core.integration.names import step_ref
 from dstack_core.models.events import Event, RunFinished
 
 if TYPE_CHECKING:

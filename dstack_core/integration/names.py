@@ -35,6 +35,8 @@ _DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 # 41 bits. Two of 10,000 runs of one task have the same name once in 40,000 cases; with six digits it would be
 # once in 40, and a finished run would be replaced.
 _HASH_LENGTH = 8
+# Beside this hash, in the name of a step whose first name is too long for a number.
+_STEP_HASH_LENGTH = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +95,23 @@ class AttemptNames:
         """Return the number of the attempt that has this marker, None if another owner has it."""
         stem, _, number = (marker or "").rpartition("/")
         return int(number) if stem == self.stem and number.isdecimal() else None
+
+
+def step_ref(ref: RunRef, number: int) -> RunRef:
+    """Return the identity of the run of a step; ``ref`` is that of step 1.
+
+    Example:
+        ``step_ref(RunRef("train", "plain:nightly/1"), 2)`` is
+        ``RunRef("train-s2", "plain:nightly/1/step2")``.
+    """
+    if number == 1:
+        return ref
+    suffix = f"-s{number}"
+    name = ref.name
+    if len(name) + len(suffix) > LONGEST_NAME:
+        room = LONGEST_NAME - len(suffix) - _STEP_HASH_LENGTH - 1
+        name = f"{name[:room].rstrip('-')}-{short_hash(name, _STEP_HASH_LENGTH)}"
+    return RunRef(f"{name}{suffix}", f"{ref.marker}/step{number}", generated=ref.generated)
 
 
 def short_hash(text: str, length: int = 12) -> str:

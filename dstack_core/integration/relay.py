@@ -177,6 +177,12 @@ class LogRelay:
         """Leave out lines that were logged before, each as often as that: more of ``already_logged``."""
         self._already_logged = dict(Counter(self._already_logged) + Counter(lines))
 
+    def begin_run(self, url: str) -> None:
+        """Begin the log of another run of the same job: the last lines are those of one run."""
+        self.url = url
+        self._tail = []
+        self._progress_at, self._progress = None, 0.0
+
     def records(self, event: Event) -> Iterator[Record]:
         """Yield the records to log for an event: pairs of a level of ``logging`` and a text.
 

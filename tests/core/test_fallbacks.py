@@ -13,10 +13,12 @@ import dstack_core as dstack
 from dstack_core import Client, ConfigurationError, LogLines, Outcome, RunFinished
 from dstack_core.integration import (
     Attempt,
+    AttemptNames,
     Fallbacks,
     RunRef,
     afollow_steps,
     anewest_step,
+    choose_attempt,
     follow_steps,
     newest_step,
     step_ref,
@@ -338,3 +340,70 @@ def test_the_name_of_a_step_fits() -> None:
     assert len(names) == 4
     assert all(len(name) <= 41 for name in names)
     assert step_ref(long, 2).generated
+
+
+NAMES = AttemptNames("train", "plain:nightly")
+
+
+def chosen(client: Client, names: AttemptNames = NAMES, max_cost: float | None = None) -> tuple[Any, Attempt]:
+    attempt = Attempt(names.ref(1))
+    found = choose_attempt(client, names, attempt, fallbacks=ON_DEMAND, max_cost=max_cost)
+    return found, attempt
+
+
+def leave(client: Client, until_run: str, **given: Any) -> None:
+    """Follow a job until a line of that run, and leave it."""
+    arguments: dict[str, Any] = {"options": SPOT, "poll_interval": 5, **given}
+    for event in follow_steps(client, task(), Attempt(NAMES.ref(1)), ON_DEMAND, **arguments):
+        if isinstance(event, LogLines) and event.progress.run_name == until_run:
+            return
+
+
+@pytest.mark.parametrize("ends", [False, True], ids=["active", "succeeded"])
+def test_another_execution_adopts_the_newest_step(server: LocalServer, client: Client, ends: bool) -> None:
+    server.scenarios.interrupt_after(10)
+    leave(client, "none" if ends else "train-s2")
+    found, attempt = chosen(client)
+    assert found.name == "train-s2"
+    assert (attempt.ref, attempt.first, attempt.step) == (step_ref(NAMES.ref(1), 2), NAMES.ref(1), 2)
+    assert (attempt.run_id, attempt.is_adopted) == (found.id, True)
+    assert (found.outcome() is not None) == ends
+
+
+def test_another_execution_submits_the_step_that_follows(server: LocalServer, client: Client) -> None:
+    server.scenarios.interrupt_after(10)
+
+    def lose(outcome: Outcome, ref: RunRef) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        leave(client, "none", on_next=lose)
+    found, attempt = chosen(client)
+    assert (found, attempt.ref, attempt.step) == (None, step_ref(NAMES.ref(1), 2), 2)
+    assert (attempt.is_chosen, attempt.run_id) == (True, None)
+    # What the first run has cost is all that the steps may cost: the job begins again.
+    found, attempt = chosen(client, max_cost=1e-9)
+    assert (found, attempt.ref, attempt.first, attempt.step) == (None, NAMES.ref(2), None, 1)
+
+
+@pytest.mark.parametrize("fixed", [None, "train"])
+def test_after_the_last_step_and_after_a_stop_the_job_begins_again(
+    server: LocalServer, client: Client, fixed: str | None
+) -> None:
+    names = AttemptNames("train", "plain:nightly", fixed)
+    server.scenarios.interrupt_after(10)
+    leave(client, "train-s2")
+    stop_run(client, step_ref(NAMES.ref(1), 2), timeout=60, until="ended", log=logging.getLogger("test"))
+    found, attempt = chosen(client, names)
+    assert (found, attempt.ref, attempt.first, attempt.step) == (None, names.ref(2), None, 1)
+
+
+def test_a_step_that_is_stopping_is_waited_for(server: LocalServer, client: Client) -> None:
+    server.scenarios.interrupt_after(10)
+    leave(client, "train-s2")
+    run = client.runs.get("train-s2")
+    assert run is not None
+    run.stop()
+    found, attempt = chosen(client)
+    assert (found, attempt.ref) == (None, NAMES.ref(2))
+    assert all(each.finished for each in server.runs)

@@ -112,11 +112,11 @@ LAYERS: dict[str, list[set[str]]] = {
             "run_dict",
         },
         # What is submitted, and where a run is shown in Prefect.
-        {"_log_relay", "_options", "_report"},
+        {"_fallback_steps", "_log_relay", "_options", "_report"},
         {"_bundles", "_callbacks", "_end_reports", "_followers", "_function_options", "_live_artifacts"},
         {"_judge", "_owned_fleets", "_owned_volumes", "_submission", "flow_future"},
         # The blocks, and the clients made of them.
-        {"cache", "credentials"},
+        {"_block_submission", "cache", "credentials"},
         {"_orphaned_resources", "_stop", "_worker_evictions", "_worker_variables"},
         # One execution, and the dstack run of a worker's flow run.
         {"_job", "_orphaned_runs", "_worker_runs"},
@@ -148,6 +148,8 @@ TYPES_ONLY = {
     (AIRFLOW, "_from_operator", "operators"),
     (AIRFLOW, "_next_step", "operators"),
     (AIRFLOW, "_resumed_log", "operators"),
+    (PREFECT, "_block_submission", "job_block"),
+    (PREFECT, "_fallback_steps", "_job"),
     (PREFECT, "_flow_runs", "decorators"),
     (PREFECT, "_function_result", "_job"),
     (PREFECT, "_remote_call", "decorators"),

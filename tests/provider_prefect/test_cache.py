@@ -93,10 +93,13 @@ def test_every_parameter_changes_the_key_or_is_one_of_watching(tmp_path: Path) -
         "repo_dir": tmp_path,
         "mask_env": "all",
         "reports": False,
+        "fallbacks": [{"spot_policy": "on-demand"}],
+        "fallback_on_exit": {137: "next"},
     }
     parameters = set(run_task.fn.__kwdefaults__ or {}) | {"credentials"} | OPTION_NAMES
     for name in parameters - WATCHED - {"local_repo"}:
         extra = {"profiles_file": changed["profiles_file"]} if name == "profile" else {}
+        extra |= {"fallbacks": changed["fallbacks"]} if name == "fallback_on_exit" else {}
         base = {"profile": "cheap", "repo_dir": tmp_path} if name == "profiles_file" else extra
         if name == "profiles_file":
             other = tmp_path / "other.yml"

@@ -13,7 +13,7 @@ from pydantic import SecretStr
 import prefect_dstack
 from dstack_core import CommonOptions, SubmitOptions
 from prefect_dstack import DstackCredentials, DstackRun
-from prefect_dstack._options import OPTION_NAMES
+from prefect_dstack._options import OPTION_NAMES, STEP_NAMES
 from prefect_dstack._secrets import GitLogin
 from prefect_dstack._submission import resolve
 from prefect_dstack._worker_variables import _FIELDS as IN_A_POOL
@@ -21,7 +21,7 @@ from prefect_dstack._worker_variables import DstackJobConfiguration, DstackVaria
 from tests.option_values import CONFIGURATION, VALUES, write_profiles
 
 # What a flow run's code needs besides the options of the core, where they are parameters of the client.
-OWN_OPTIONS = {"profiles_file", "repo_dir", "local_repo", "git_credentials", "mask_env"}
+OWN_OPTIONS = {"profiles_file", "repo_dir", "local_repo", "git_credentials", "mask_env", *STEP_NAMES}
 TASKS = ["run_task", "arun_task", "submit_run", "asubmit_run", "deploy_service", "adeploy_service"]
 # Parameters and fields that are not options, each with its reason.
 NO_OPTIONS = {
@@ -70,7 +70,7 @@ def test_the_block_has_every_option_and_nothing_else() -> None:
 @pytest.mark.parametrize("kind", [DstackVariables, DstackJobConfiguration])
 def test_a_work_pool_has_every_option_and_nothing_else(kind: Any) -> None:
     # A flow run returns its results through Prefect.
-    wanted = {IN_A_POOL.get(name, name) for name in OPTION_NAMES - {"reports"}}
+    wanted = {IN_A_POOL.get(name, name) for name in OPTION_NAMES - STEP_NAMES - {"reports"}}
     assert set(kind.model_fields) - set(NO_OPTIONS) == wanted
 
 

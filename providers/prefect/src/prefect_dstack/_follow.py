@@ -29,6 +29,7 @@ from prefect_dstack.credentials import CALL_BUDGET, open_async_client, open_clie
 
 if TYPE_CHECKING:
     from dstack_core import AsyncClient, AsyncRun, Client, OutcomeDict, Run
+    from prefect_dstack._fallback_steps import JobSteps
     from prefect_dstack._job import Job
     from prefect_dstack.credentials import DstackCredentials
     from prefect_dstack.run_dict import RunDict
@@ -46,21 +47,34 @@ def submit(job: Job, client: Client) -> Run:
 
     # Until the run is known, the list of runs is the page to name.
     job.page = client.run_url()
+    job.check_steps(client)
     found = choose_attempt(
         client,
         job.names,
         job.attempt,
+        fallbacks=job.fallbacks,
+        max_cost=job.spec.get("max_cost"),
         retry_budget=job.retry_budget,
         sleep=job.sleep,
         on_event=job.relay.handle_contact,
     )
+    if job.steps is not None:
+        for ref in job.steps.start():
+            earlier = client.runs.get(ref.name, retry_budget=job.retry_budget, sleep=job.sleep)
+            job.steps.add_earlier(ref, earlier)
     # As late as possible: the choice above may have waited for a run that is stopping.
     job.check_flow_run()
-    if found is None:
-        with job.packed() as arguments, job.submitting():
-            found = client.runs.submit(**arguments, sleep=job.sleep, on_event=job.relay.handle_contact)
-    job.note_submitted(found, client.project)
-    return found
+    if found is not None:
+        return job.noted(found, client.project)
+    if job.steps is not None:
+        job.steps.log_next()
+    return _submit_now(job, client)
+
+
+def _submit_now(job: Job, client: Client) -> Run:
+    with job.packed() as arguments, job.submitting():
+        found = client.runs.submit(**arguments, sleep=job.sleep, on_event=job.relay.handle_contact)
+    return job.noted(found, client.project)
 
 
 async def asubmit(job: Job, client: AsyncClient) -> AsyncRun:
@@ -68,20 +82,33 @@ async def asubmit(job: Job, client: AsyncClient) -> AsyncRun:
     from dstack_core.integration import achoose_attempt
 
     job.page = client.run_url()
+    job.check_steps(client)
     found = await achoose_attempt(
         client,
         job.names,
         job.attempt,
+        fallbacks=job.fallbacks,
+        max_cost=job.spec.get("max_cost"),
         retry_budget=job.retry_budget,
         sleep=job.asleep,
         on_event=job.relay.handle_contact,
     )
+    if job.steps is not None:
+        for ref in job.steps.start():
+            found_earlier = await client.runs.get(ref.name, retry_budget=job.retry_budget, sleep=job.asleep)
+            job.steps.add_earlier(ref, found_earlier)
     await asyncio.to_thread(job.check_flow_run)
-    if found is None:
-        with job.packed() as arguments, job.submitting():
-            found = await client.runs.submit(**arguments, sleep=job.asleep, on_event=job.relay.handle_contact)
-    job.note_submitted(found, client.project)
-    return found
+    if found is not None:
+        return job.noted(found, client.project)
+    if job.steps is not None:
+        job.steps.log_next()
+    return await _asubmit_now(job, client)
+
+
+async def _asubmit_now(job: Job, client: AsyncClient) -> AsyncRun:
+    with job.packed() as arguments, job.submitting():
+        found = await client.runs.submit(**arguments, sleep=job.asleep, on_event=job.relay.handle_contact)
+    return job.noted(found, client.project)
 
 
 def submit_only(job: Job, client: Client) -> Run:
@@ -124,14 +151,83 @@ async def afind(job: Job, client: AsyncClient) -> AsyncRun | None:
     return found
 
 
-def follow(job: Job, run: Run) -> OutcomeDict:
+def find_newest(job: Job, client: Client) -> Run | None:
+    """Return the run of the newest step of the job that is watched, or None. Raises the server errors."""
+    from dstack_core.integration import newest_step
+
+    job.check_steps(client)
+    first = job.attempt.first
+    if job.steps is not None and job.fallbacks is not None and first is not None:
+        options: Any = {"retry_budget": job.retry_budget, "sleep": job.sleep}
+        job.steps.found(newest_step(client, first, job.fallbacks, **options))
+        for ref in job.steps.start():
+            job.steps.add_earlier(ref, client.runs.get(ref.name, **options))
+    return find(job, client)
+
+
+async def afind_newest(job: Job, client: AsyncClient) -> AsyncRun | None:
+    """Return the run of the newest step: the twin of ``find_newest``."""
+    from dstack_core.integration import anewest_step
+
+    job.check_steps(client)
+    first = job.attempt.first
+    if job.steps is not None and job.fallbacks is not None and first is not None:
+        options: Any = {"retry_budget": job.retry_budget, "sleep": job.asleep}
+        job.steps.found(await anewest_step(client, first, job.fallbacks, **options))
+        for ref in job.steps.start():
+            job.steps.add_earlier(ref, await client.runs.get(ref.name, **options))
+    return await afind(job, client)
+
+
+def follow(job: Job, client: Client, run: Run) -> OutcomeDict:
     """Relay the run's events until it has ended; return its outcome. Raises the run's and server errors."""
-    watch(job, run)
+    watch(job, client, run)
     return job.result()
 
 
-def watch(job: Job, run: Run) -> None:
-    """Relay the run's events until it has ended. Raises the server errors."""
+def watch(job: Job, client: Client, run: Run) -> Run:
+    """Relay the events of the run and of those of further steps until the last has ended; return that one.
+
+    Raises the server errors.
+    """
+    if job.steps is not None:
+        _relay_earlier(job, job.steps)
+    _watch_run(job, run)
+    while job.steps is not None and job.steps.has_next:
+        following = _submit_next(job, client, job.steps)
+        if following is None:
+            break
+        run = following
+        _watch_run(job, run)
+    job.report_end()
+    for pause in job.pauses():
+        job.sleep(pause)
+    return run
+
+
+def _relay_earlier(job: Job, steps: JobSteps) -> None:
+    for run in steps.runs_to_relay():
+        for event in run.follow(
+            retry_budget=job.retry_budget, sleep=job.sleep, timestamps=job.log_timestamps, utilization=True
+        ):
+            steps.take_earlier(event)
+
+
+def _submit_next(job: Job, client: Client, steps: JobSteps) -> Run | None:
+    """Return the run of the next step; None if ``max_cost`` pays for none."""
+    from dstack_core import ConfigurationError
+
+    steps.show_end()
+    job.check_flow_run()
+    steps.begin()
+    try:
+        return _submit_now(job, client)
+    except ConfigurationError as error:
+        steps.refused(error)
+        return None
+
+
+def _watch_run(job: Job, run: Run) -> None:
     job.log_start(run)
     job.hide_env(run)
     job.report.start(run)
@@ -146,19 +242,57 @@ def watch(job: Job, run: Run) -> None:
     ):
         job.handle(event)
         job.report.show(event)
-    job.report_end()
-    for pause in job.pauses():
-        job.sleep(pause)
 
 
-async def afollow(job: Job, run: AsyncRun) -> OutcomeDict:
+async def afollow(job: Job, client: AsyncClient, run: AsyncRun) -> OutcomeDict:
     """Relay the run's events until it has ended: the twin of ``follow``."""
-    await awatch(job, run)
+    await awatch(job, client, run)
     return job.result()
 
 
-async def awatch(job: Job, run: AsyncRun) -> None:
-    """Relay the run's events until it has ended: the twin of ``watch``."""
+async def awatch(job: Job, client: AsyncClient, run: AsyncRun) -> AsyncRun:
+    """Relay the events until the run of the last step has ended: the twin of ``watch``."""
+    if job.steps is not None:
+        await _arelay_earlier(job, job.steps)
+    await _awatch_run(job, run)
+    while job.steps is not None and job.steps.has_next:
+        following = await _asubmit_next(job, client, job.steps)
+        if following is None:
+            break
+        run = following
+        await _awatch_run(job, run)
+    await asyncio.to_thread(job.report_end)
+    for pause in job.pauses():
+        await job.asleep(pause)
+    return run
+
+
+async def _arelay_earlier(job: Job, steps: JobSteps) -> None:
+    runs = steps.runs_to_relay()
+    # Each step of the iterator asks the Prefect server for the log.
+    while (run := await asyncio.to_thread(next, runs, None)) is not None:
+        events = run.follow(
+            retry_budget=job.retry_budget, sleep=job.asleep, timestamps=job.log_timestamps, utilization=True
+        )
+        async with aclosing(events):
+            async for event in events:
+                steps.take_earlier(event)
+
+
+async def _asubmit_next(job: Job, client: AsyncClient, steps: JobSteps) -> AsyncRun | None:
+    from dstack_core import ConfigurationError
+
+    await asyncio.to_thread(steps.show_end)
+    await asyncio.to_thread(job.check_flow_run)
+    steps.begin()
+    try:
+        return await _asubmit_now(job, client)
+    except ConfigurationError as error:
+        steps.refused(error)
+        return None
+
+
+async def _awatch_run(job: Job, run: AsyncRun) -> None:
     await asyncio.to_thread(job.log_start, run)
     job.hide_env(run)
     await asyncio.to_thread(job.report.start, run)
@@ -176,9 +310,6 @@ async def awatch(job: Job, run: AsyncRun) -> None:
             job.handle(event)
             if job.report.is_shown(event):
                 await asyncio.to_thread(job.report.show, event)
-    await asyncio.to_thread(job.report_end)
-    for pause in job.pauses():
-        await job.asleep(pause)
 
 
 def execute(job: Job, block: DstackCredentials | None, body: Callable[[Client], T]) -> T:

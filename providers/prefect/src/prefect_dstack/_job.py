@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
 
 from prefect.context import FlowRunContext, TaskRunContext
 from prefect.logging import get_run_logger
@@ -32,11 +32,22 @@ from prefect_dstack._submission import Code
 if TYPE_CHECKING:
     from uuid import UUID
 
-    from dstack_core import AsyncRun, CallbacksLike, Event, OutcomeDict, ReportLimits, Run
-    from dstack_core.integration import Attempt, AttemptNames, CallbackNotifier, StopResult
+    from dstack_core import (
+        AsyncClient,
+        AsyncRun,
+        CallbacksLike,
+        Client,
+        Event,
+        OutcomeDict,
+        ReportLimits,
+        Run,
+    )
+    from dstack_core.integration import Attempt, AttemptNames, CallbackNotifier, Fallbacks, RunRef, StopResult
+    from prefect_dstack._fallback_steps import JobSteps
     from prefect_dstack._function_result import FunctionResult
     from prefect_dstack._submission import Submission
 
+RunT = TypeVar("RunT", "Run", "AsyncRun")
 OnCrash = Literal["stop", "keep"]
 RunLike = str | Mapping[str, Any]
 """The name of a run, or what ``submit_run`` or ``get_run`` returned."""
@@ -52,7 +63,8 @@ class Job:
     (str) is where a person finds the run. ``stopped`` is what is known after a stop, None before.
     ``code`` is what the client that submits is made with. ``function`` is the call that the run makes,
     None for a plain configuration. ``masking`` is the rule for the run's environment. ``notifier`` calls
-    the callbacks.
+    the callbacks. ``fallbacks`` are what later runs are submitted with, and ``steps`` are these; both None
+    for a job with one run.
     """
 
     # Empty for a run that exists already.
@@ -78,6 +90,8 @@ class Job:
     function: FunctionResult | None = None
     notifier: CallbackNotifier | None = None
     masking: Masking = field(default_factory=Masking)
+    fallbacks: Fallbacks | None = None
+    steps: JobSteps | None = None
     # The run's environment and tags for a person, without its secrets.
     shown_env: str = ""
     shown_tags: str = ""
@@ -142,7 +156,8 @@ class Job:
         ref = self.attempt.ref
         # A worker never attaches: whether a local port of its machine is free does not matter.
         fixed = {"verify_ports": False, "retry_budget": self.retry_budget}
-        return {**self.spec, "run_name": ref.name, "marker": ref.marker, **fixed}
+        step = {} if self.steps is None else self.steps.options
+        return {**self.spec, **step, "run_name": ref.name, "marker": ref.marker, **fixed}
 
     @contextmanager
     def packed(self) -> Iterator[dict[str, Any]]:
@@ -171,11 +186,19 @@ class Job:
                 f"Check the list of runs, and stop it there: {self.page}"
             ) from error
 
-    def note_submitted(self, run: Run | AsyncRun, project: str) -> None:
-        """Call the callbacks for a run that was submitted just now, or by an earlier execution."""
+    def check_steps(self, client: Client | AsyncClient) -> None:
+        """Check what every step is submitted with; makes no request."""
+        if self.fallbacks is not None:
+            from prefect_dstack._fallback_steps import JobSteps
+
+            self.steps = JobSteps(self, client, self.fallbacks)
+
+    def noted(self, run: RunT, project: str) -> RunT:
+        """Call the callbacks for a run that was submitted just now, or by an earlier execution; return it."""
         self.note(run)
         if self.notifier is not None:
             self.notifier.submitted(run, project, is_taken_over=self.attempt.is_adopted)
+        return run
 
     def note_found(self, run: Run | AsyncRun | None, project: str) -> None:
         """Note which run the callbacks are called for, if it is only followed."""
@@ -216,6 +239,15 @@ class Job:
 
     def handle(self, event: Event) -> None:
         """Log one event and remember what the run has reported; makes no request."""
+        if self.steps is not None:
+            of_job = self.steps.take(event)
+            if of_job is None:
+                return
+            event = of_job
+        self.show(event)
+
+    def show(self, event: Event) -> None:
+        """Log and remember an event of the whole job."""
         self.relay.handle(event)
         self.live.take(event)
         self.report.announce(event)
@@ -331,6 +363,7 @@ def prepare(
         code=submission.code,
         notifier=new_notifier(callbacks, relay, logger),
         masking=submission.masking,
+        fallbacks=submission.fallbacks,
     )
 
 
@@ -376,6 +409,14 @@ def prepare_to_watch(
         notifier=new_notifier(callbacks, relay, logger),
         masking=masking or Masking(),
     )
+
+
+def allow_steps(job: Job, submission: Submission, first: RunRef) -> None:
+    """Let a job that follows an existing run submit its further steps; ``first`` is step 1."""
+    job.spec = {"configuration": submission.configuration, **submission.arguments}
+    job.code, job.fallbacks = submission.code, submission.fallbacks
+    job.attempt.first = first
+    job.relay.masker.add(submission.secrets)
 
 
 def own(job: Job, marker: str | None, prefix: str = "prefect:") -> None:

@@ -100,6 +100,22 @@ class Relay:
         """Remember the run's page, which is named where the log is not shown whole."""
         self._log.url = url
 
+    def begin_run(self) -> None:
+        """Begin with the log of another run of the same job."""
+        self.progress = None
+        self._log.begin_run("")
+
+    def continues(self, run: Run | AsyncRun, flow_run_id: str | None, task_run_id: object) -> bool:
+        """Return whether the log of an ended run lacks lines here, and begin with it if so."""
+        outcome = run.outcome()
+        if outcome is None or not self.stream_logs or was_relayed(outcome, flow_run_id, self._logger):
+            return False
+        lines = logged_lines(run, task_run_id, self._logger)
+        self._logger.info("%s", start_record(run))
+        self._log.begin_run(run.url)
+        self._log.leave_out(lines)
+        return True
+
     def handle(self, event: Event) -> None:
         """Log one event and remember the position behind it."""
         from dstack_core import RunFinished
@@ -128,14 +144,18 @@ class Relay:
 
     def log_end(self) -> None:
         """Log once, behind all lines, how the run ended, its time and cost, and how busy its machine was."""
-        from dstack_core.integration import describe_outcome, utilization_lines
-
         if self.outcome is None or self._shows_end:
             return
         self._shows_end = True
-        for line in (describe_outcome(self.outcome), *utilization_lines(self.outcome)):
+        self.log_end_of_step(self.outcome)
+
+    def log_end_of_step(self, outcome: Outcome) -> None:
+        """Log behind all lines of one run how it ended."""
+        from dstack_core.integration import describe_outcome, utilization_lines
+
+        for line in (describe_outcome(outcome), *utilization_lines(outcome)):
             self._logger.info("%s", line)
-        remember_relayed(self.outcome)
+        remember_relayed(outcome)
 
     def handle_contact(self, event: Event) -> None:
         """Log one event: also those of a submission, which have no position."""

@@ -7,8 +7,8 @@ A module of its own because its base class is the core's: importing the package 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 from dstack_core import CommonOptions
 
@@ -32,6 +32,12 @@ class SubmitOptions(CommonOptions, total=False):
     """What a private repository is cloned with. Default: those of the credentials block."""
     mask_env: MaskEnv
     """Which values of the environment are masked. Default: ``"secrets"``."""
+    fallbacks: Sequence[Mapping[str, Any]] | None
+    """The options of further runs, if the one before ended for lack of a machine. Default: none."""
+    fallback_on_exit: Mapping[int, int | Literal["next"]] | None
+    """Exit statuses that lead to another of them, too. Default: none."""
 
 
 OPTION_NAMES = SubmitOptions.__optional_keys__
+# Only what follows its run to the end has these.
+STEP_NAMES = frozenset({"fallbacks", "fallback_on_exit"})

@@ -55,6 +55,7 @@ class RemoteFunction:
             check_max_cost,
             check_tags,
             hold_seconds,
+            host_fallbacks,
             read_survive,
         )
 
@@ -80,18 +81,22 @@ class RemoteFunction:
         checked_env(self.options.get("env"))
         check_mask_env(self.options.get("mask_env") or "secrets")
         hold_seconds(self.options.get("debug_on_failure"))
-        read_survive(self.options.get("survive"))
         if self.options.get("max_cost") is not None:
             check_max_cost(self.options["max_cost"])
         tags = self.options.get("tags")
         if tags is not None and tags is not False:
             check_tags("tags", tags)
-        given = {name: self.options.get(name) for name in _OF_CONFIGURATION}
-        try:
-            Task.model_validate(_given({**with_plain_secrets(self.machine), **given}))
-        except ConfigurationError as error:
-            # The decorator has these options; there is no Task in the user's code.
-            refuse(error.message.removeprefix("Task."))
+        fallbacks = host_fallbacks(self.options.get("fallbacks"), self.options.get("fallback_on_exit"))
+        steps = [self.options, *(() if fallbacks is None else fallbacks.options)]
+        for number, step in enumerate(steps):
+            given = {name: step.get(name) for name in _OF_CONFIGURATION}
+            try:
+                read_survive(step.get("survive"))
+                Task.model_validate(_given({**with_plain_secrets(self.machine), **given}))
+            except ConfigurationError as error:
+                # The decorator has these options; there is no Task in the user's code.
+                where = f"fallbacks[{number - 1}]: " if number else ""
+                refuse(where + error.message.removeprefix("Task."))
 
     def call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Make a call in a run, as the task that is current, and return what it returned."""
@@ -99,8 +104,7 @@ class RemoteFunction:
         job, function = self._prepare(args, kwargs, load_git(block, self.options.get("git_credentials")))
 
         def body(client: Client) -> Any:
-            run = _follow.submit(job, client)
-            _follow.watch(job, run)
+            run = _follow.watch(job, client, _follow.submit(job, client))
             for pause in function.pauses(job):
                 job.sleep(pause)
                 for event in run.follow(**_reading(job), sleep=job.sleep):
@@ -118,8 +122,7 @@ class RemoteFunction:
         job, function = await asyncio.to_thread(self._prepare, args, kwargs, login)
 
         async def body(client: AsyncClient) -> Any:
-            run = await _follow.asubmit(job, client)
-            await _follow.awatch(job, run)
+            run = await _follow.awatch(job, client, await _follow.asubmit(job, client))
             for pause in function.pauses(job):
                 await job.asleep(pause)
                 async for event in run.follow(**_reading(job), sleep=job.asleep):

@@ -129,6 +129,11 @@ class Report:
             status = RunStatus.STOPPING
             self._set_progress(result.run_name, str(status), status.percent)
 
+    def end_of_step(self, outcome: Outcome) -> None:
+        """Show that the run of a step has ended; what follows is another run of the same task."""
+        self._set_progress(outcome.run_name, str(outcome.status), ENDED_PERCENT)
+        self._progress = None
+
     def end(
         self,
         outcome: Outcome | None,

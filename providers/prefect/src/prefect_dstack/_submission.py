@@ -21,6 +21,7 @@ from prefect_dstack._secrets import GitLogin, Masking, is_secret, names_of_secre
 
 if TYPE_CHECKING:
     from dstack_core import Configuration, ConfigurationLike, Profile
+    from dstack_core.integration import Fallbacks
 
 # Ends what would cost money without a limit when Prefect, the reaper and every hook fail. A shorter one would
 # stop trainings that set none.
@@ -30,7 +31,12 @@ DEFAULT_REPORTS = True
 # How pydantic shows a secret, and so what Prefect stores of one that is a flow's parameter.
 MASK = "**********"
 # These are not arguments of ``client.runs.submit``, or take another form there.
-_OWN = frozenset({"env", "profile", "profiles_file", "repo_dir", "local_repo", "git_credentials", "mask_env"})
+_OWN = frozenset(
+    {
+        *("env", "profile", "profiles_file", "repo_dir", "local_repo", "git_credentials", "mask_env"),
+        *("fallbacks", "fallback_on_exit"),
+    }
+)
 _UNUSED_LOGIN = (
     "git_credentials: expected repo_dir, or repos in the configuration, with it, got neither. "
     "The credentials are not used."
@@ -73,7 +79,8 @@ class Submission:
 
     ``arguments`` are those of ``client.runs.submit``, ``code`` is what its client is made with. ``described``
     (JSON-plain, without a secret) is what two submissions differ in. ``secrets`` must not show in a log,
-    ``warnings`` are for it. ``masking`` is the rule by which its environment is masked.
+    ``warnings`` are for it. ``masking`` is the rule by which its environment is masked. ``fallbacks`` are
+    what its later steps are submitted with, None without.
     """
 
     configuration: Configuration
@@ -83,6 +90,7 @@ class Submission:
     secrets: list[str] = field(repr=False)
     warnings: list[str]
     masking: Masking = field(default_factory=Masking, repr=False)
+    fallbacks: Fallbacks | None = None
 
 
 def resolve(
@@ -93,6 +101,7 @@ def resolve(
     folder: Path | None = None,
     max_duration: str | None = DEFAULT_MAX_DURATION,
     ends: bool = True,
+    follows: bool = True,
     secret_names: Collection[str] | None = None,
     names_exist: bool = True,
 ) -> Submission:
@@ -105,6 +114,7 @@ def resolve(
         folder: Where relative paths begin; by default the current directory.
         max_duration: That of a run which nothing else limits; None for no limit.
         ends: Refuse a configuration that never ends.
+        follows: Whether the run is followed to its end, which ``fallbacks`` need.
         secret_names: The variables whose values come from secrets of Prefect's. None: those whose values are
             ``Secret`` blocks or ``SecretStr``.
         names_exist: Refuse a name in ``mask_env`` that no variable has.
@@ -122,6 +132,7 @@ def resolve(
         check_masked_names,
         check_max_cost,
         collect_secrets,
+        host_fallbacks,
     )
     from prefect_dstack._options import OPTION_NAMES
 
@@ -133,8 +144,12 @@ def resolve(
     profile = _profile(given, code, folder)
     loaded = load_configuration(configuration)
     arguments = {name: value for name, value in given.items() if name not in _OWN}
-    if ends:
-        check_ends(loaded, given.get("max_duration"), profile)
+    fallbacks = host_fallbacks(given.get("fallbacks"), given.get("fallback_on_exit"))
+    if fallbacks is not None:
+        _check_steps(loaded, follows)
+    steps = [given, *({**given, **each} for each in (() if fallbacks is None else fallbacks.options))]
+    for each in steps if ends else ():
+        check_ends(loaded, each.get("max_duration"), profile)
     if all(limit is None for limit in (given.get("max_duration"), loaded.max_duration, profile.max_duration)):
         arguments["max_duration"] = max_duration
     # Not in what is described: with and without them it is the same run, which must be found again.
@@ -149,6 +164,7 @@ def resolve(
         **({"env": shown_env} if env else {}),
         **({"profile": _plain(profile)} if "profile" in given or "profiles_file" in given else {}),
         **code.described,
+        **_described_steps(fallbacks),
     }
     is_login_unused = not (code.repo_dir or loaded.repos)
     if is_login_unused:
@@ -185,8 +201,28 @@ def resolve(
             secret_names=masking.secret_names,
         ),
         masking=masking,
+        fallbacks=fallbacks,
         warnings=[_UNUSED_LOGIN] if is_login_unused and "git_credentials" in given else [],
     )
+
+
+def _check_steps(configuration: Configuration, follows: bool) -> None:
+    from dstack_core.integration import refuse_service
+
+    refuse_service(configuration)
+    if not follows:
+        _refuse(
+            "fallbacks: expected a task that follows its run to the end, got one that only submits it. "
+            "Use run_task."
+        )
+
+
+def _described_steps(fallbacks: Fallbacks | None) -> dict[str, Any]:
+    if fallbacks is None:
+        return {}
+    options = [{name: _plain(value) for name, value in each.items()} for each in fallbacks.options]
+    on_exit = {str(status): target for status, target in fallbacks.on_exit.items()}
+    return {"fallbacks": options, **({"fallback_on_exit": on_exit} if on_exit else {})}
 
 
 def code_of(

@@ -304,9 +304,10 @@ class DstackJobConfiguration(MachineFields, BaseJobConfiguration):
 
     def submission(self, login: GitLogin) -> Submission:
         """Return what to submit for the flow run. Raises ``ConfigurationError``."""
-        from prefect_dstack._options import OPTION_NAMES
+        from prefect_dstack._options import OPTION_NAMES, STEP_NAMES
 
-        given = {name: getattr(self, _FIELDS.get(name, name)) for name in OPTION_NAMES - {"reports"}}
+        names = OPTION_NAMES - STEP_NAMES - {"reports"}
+        given = {name: getattr(self, _FIELDS.get(name, name)) for name in names}
         # The run is a flow run, which returns its results through Prefect.
         given["reports"] = False
         if self.repo_dir is not None:

@@ -235,7 +235,7 @@ def _plan(
 
     if on_active not in ("update", "replace", "fail"):
         refuse(f'on_active: expected "update", "replace" or "fail", got {on_active!r}.')
-    submission = resolve(configuration, options, login, max_duration=None, ends=False)
+    submission = resolve(configuration, options, login, max_duration=None, ends=False, follows=False)
     kind, name = submission.configuration.type, run_name or submission.configuration.name
     if kind != "service":
         refuse(f"configuration: expected a service, got a {kind}. Use run_task or submit_run for it.")

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from prefect.blocks.abstract import JobBlock
 from prefect.types import SecretDict
 from pydantic import ConfigDict, Field, HttpUrl, SecretStr, field_validator, model_validator
 
 from prefect_dstack import _follow
+from prefect_dstack._block_submission import git_of_block, submission_of_block
 from prefect_dstack._callbacks import check_paths
 from prefect_dstack._follow import info
 from prefect_dstack._job import Job, prepare
 from prefect_dstack._log_relay import DEFAULT_LOG_BUDGET
 from prefect_dstack._names import calling_owner
-from prefect_dstack._secrets import GitLogin, login_of, name_or_secret, names_of_secrets, with_plain_secrets
-from prefect_dstack._submission import DEFAULT_REPORTS, resolve
+from prefect_dstack._secrets import GitLogin, login_of, names_of_secrets, with_plain_secrets
+from prefect_dstack._submission import DEFAULT_REPORTS
 from prefect_dstack._tags import one_kind_of_tags
 from prefect_dstack.credentials import DstackCredentials, aload_git, load_git
 from prefect_dstack.run_handle import DstackRunHandle, cancellation_logged
@@ -152,6 +153,13 @@ class DstackRun(JobBlock[dict[str, Any]]):
         default=None,
         description="What the run survives, such as an interruption: 4h in all, or {duration: 4h, times: 5}.",
     )
+    fallbacks: list[dict[str, Any]] | None = Field(
+        default=None,
+        description="Options of further runs, after one ended for lack of a machine: [{max_price: 5}].",
+    )
+    fallback_on_exit: dict[int, int | Literal["next"]] | None = Field(
+        default=None, description="Exit statuses that lead to another of the fallbacks, too: {137: next}."
+    )
     debug_on_failure: int | str | None = Field(
         default=None,
         description="How long the container is held after a failure, for a shell in it: seconds or 30m.",
@@ -167,6 +175,17 @@ class DstackRun(JobBlock[dict[str, Any]]):
         except ConfigurationError as error:
             raise ValueError(error.message) from None
         return value
+
+    @model_validator(mode="after")
+    def _has_fallbacks(self) -> Self:
+        from dstack_core import ConfigurationError
+        from dstack_core.integration import host_fallbacks
+
+        try:
+            host_fallbacks(self.fallbacks, self.fallback_on_exit)
+        except ConfigurationError as error:
+            raise ValueError(error.message) from None
+        return self
 
     @field_validator("tags", mode="before")
     @classmethod
@@ -215,34 +234,26 @@ class DstackRun(JobBlock[dict[str, Any]]):
         Raises ``ConfigurationError``, the server errors, and ``StopRequested`` (not an ``Exception``) in a
         flow run that was cancelled or has failed: then nothing is submitted.
         """
-        job = self._job(load_git(self.credentials, self._git()))
+        job = self._job(load_git(self.credentials, git_of_block(self)))
+
+        def body(client: Any) -> DstackRunHandle:
+            return self._handle(job, info(_follow.submit_only(job, client)))
+
         with cancellation_logged(job):
-            return _follow.execute(
-                job, self.credentials, lambda client: self._handle(info(_follow.submit_only(job, client)))
-            )
+            return _follow.execute(job, self.credentials, body)
 
     async def atrigger(self) -> DstackRunHandle:
         """Submit the run and return it: the async twin of ``trigger``."""
-        job = self._job(await aload_git(self.credentials, self._git()))
+        job = self._job(await aload_git(self.credentials, git_of_block(self)))
 
         async def body(client: Any) -> DstackRunHandle:
-            return self._handle(info(await _follow.asubmit_only(job, client)))
+            return self._handle(job, info(await _follow.asubmit_only(job, client)))
 
         with cancellation_logged(job):
             return await _follow.aexecute(job, self.credentials, body)
 
-    def _git(self) -> SecretStr | str | None:
-        return None if self.git_credentials is None else name_or_secret(self.git_credentials)
-
     def _job(self, login: GitLogin) -> Job:
-        from prefect_dstack._options import OPTION_NAMES
-
-        options = {name: getattr(self, name) for name in OPTION_NAMES}
-        # Each value is hidden on its own, so that the name of the run does not depend on it.
-        env = None if self.env is None else self.env.get_secret_value()
-        secret = None if env is None else {name: SecretStr(str(value)) for name, value in env.items()}
-        names = {*self.secret_names, *names_of_secrets(self.configuration.get("env"))}
-        submission = resolve(self.configuration, {**options, "env": secret}, login, secret_names=names)
+        submission = submission_of_block(self, login)
         described = json.dumps(
             [submission.described, self.run_name, self.on_crash], sort_keys=True, default=str
         )
@@ -256,6 +267,6 @@ class DstackRun(JobBlock[dict[str, Any]]):
             logger=self.logger,
         )
 
-    def _handle(self, run: RunDict) -> DstackRunHandle:
+    def _handle(self, job: Job, run: RunDict) -> DstackRunHandle:
         self.logger.info("Run %s: %s", run["run_name"], run["url"])
-        return DstackRunHandle(self, run)
+        return DstackRunHandle(self, run, job.attempt.first or job.attempt.ref)

@@ -111,7 +111,7 @@ def wait_for_run(
     )
 
     def body(client: Client) -> OutcomeDict:
-        return _follow.follow(job, _checked(run, _follow.find(job, client), job, mask_env))
+        return _follow.follow(job, client, _checked(run, _follow.find(job, client), job, mask_env))
 
     return _follow.execute_task(job, load(credentials), body)
 
@@ -147,7 +147,8 @@ async def await_for_run(
     )
 
     async def body(client: AsyncClient) -> OutcomeDict:
-        return await _follow.afollow(job, _checked(run, await _follow.afind(job, client), job, mask_env))
+        found = _checked(run, await _follow.afind(job, client), job, mask_env)
+        return await _follow.afollow(job, client, found)
 
     return await _follow.aexecute_task(job, await aload(credentials), body)
 

@@ -99,6 +99,12 @@ def run_task(
             its fields, or only for how long in all, seconds or ``"4h"``. A spot machine that is taken away,
             and no capacity, then begin another attempt of the same run. Not with ``retry_policy``. Default:
             nothing.
+        fallbacks: What further runs of this task are submitted with, each after the one before ended for lack
+            of a machine: a list of dicts of ``resources``, ``spot_policy``, ``backends``, ``max_price``,
+            ``max_duration``, ``retry_policy`` or ``survive``, which replace those of the first run. The
+            outcome is that of the last, with the attempts and the cost of all. Default: none.
+        fallback_on_exit: Exit statuses after which a further run is submitted, too: ``{137: "next"}``, or the
+            number of a step; the first of ``fallbacks`` is step 2. Default: none.
         debug_on_failure: How long the container is held after the commands have failed, for a person who
             opens a shell in it: seconds or ``"30m"``. The task fails at once, and a retry is a new run.
             Default: not at all.
@@ -164,7 +170,7 @@ def run_task(
     )
 
     def body(client: Client) -> OutcomeDict:
-        return _follow.follow(job, _follow.submit(job, client))
+        return _follow.follow(job, client, _follow.submit(job, client))
 
     return _follow.execute_task(job, block, body)
 
@@ -205,7 +211,7 @@ async def arun_task(
     )
 
     async def body(client: AsyncClient) -> OutcomeDict:
-        return await _follow.afollow(job, await _follow.asubmit(job, client))
+        return await _follow.afollow(job, client, await _follow.asubmit(job, client))
 
     return await _follow.aexecute_task(job, block, body)
 
@@ -265,7 +271,7 @@ def submit_run(
     block = load(credentials)
     login = load_git(block, options.get("git_credentials"))
     job = prepare(
-        resolve(configuration, options, login, ends=False),
+        resolve(configuration, options, login, ends=False, follows=False),
         run_name=run_name,
         retry_budget=retry_budget,
         callbacks=callbacks,
@@ -298,7 +304,7 @@ async def asubmit_run(
     block = await aload(credentials)
     login = await aload_git(block, options.get("git_credentials"))
     job = prepare(
-        resolve(configuration, options, login, ends=False),
+        resolve(configuration, options, login, ends=False, follows=False),
         run_name=run_name,
         retry_budget=retry_budget,
         callbacks=callbacks,
