@@ -50,7 +50,8 @@ class Fallbacks:
 
     Attributes:
         options: The submit options of step 2, step 3 and so on (dicts), which replace those of the same name
-            that the first run has: ``[{"spot_policy": "on-demand"}, {"resources": "80GB.."}]``.
+            that the first run has: ``[{"spot_policy": "on-demand"}, {"resources": "80GB.."}]``. ``{}`` begins
+            again with those of the first run.
         on_exit: Exit statuses that lead to another step, too, such as ``{137: "next"}`` for a lack of memory:
             to the next one, or to that of a number from 2 on. Needs dstack 0.19.9, which reports them.
 
@@ -65,7 +66,7 @@ class Fallbacks:
     on_exit: Mapping[int, int | Literal["next"]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not self.options or not all(isinstance(each, Mapping) and each for each in self.options):
+        if not self.options or not all(isinstance(each, Mapping) for each in self.options):
             raise ConfigurationError(
                 'fallbacks: expected a list of dicts of submit options such as {"spot_policy": "on-demand"}, '
                 f"got {self.options!r}."
@@ -248,9 +249,9 @@ class Steps:
     def describe(self) -> str:
         """Return the step that is next in one line: ``Step 2 of 3: run train-s2 with max_price=2.0.``"""
         changes = self._changes(self._number)
-        with_ = ", ".join(f"{name}={_shown(value)}" for name, value in changes.items())
+        shown = ", ".join(f"{name}={_shown(value)}" for name, value in changes.items())
         name = step_ref(self._first, self._number).name
-        return f"Step {self._number} of {self.fallbacks.last}: run {name} with {with_}."
+        return f"Step {self._number} of {self.fallbacks.last}: run {name} with {shown or 'the same options'}."
 
     def refused(self, error: ConfigurationError) -> RunFinished:
         """Return the end of a job if the rest of ``max_cost`` pays for no further step, else raise."""

@@ -173,6 +173,18 @@ def test_another_process_takes_over_at_any_moment(server: LocalServer, client: C
     assert len(server.runs) == 2
 
 
+def test_the_same_machines_again_after_one_was_lost(server: LocalServer, client: Client) -> None:
+    """dstack ends a run whose on-demand machine is lost; an empty fallback begins again."""
+    server.scenarios.lose_machine(10)
+    given = {"fallbacks": Fallbacks([{}]), "options": {"spot_policy": "on-demand", "max_price": 50.0}}
+    lines, outcome, attempt = followed(client, **given)
+    assert lines == [(0, "began"), (1, "began"), (1, "ended")]
+    assert [each.reason for each in outcome.attempts][-1] == "done_by_runner"
+    assert (attempt.ref.name, len(outcome.attempts)) == ("train-s2", 2)
+    first, second = server.runs
+    assert first.configuration["max_price"] == second.configuration["max_price"] == 50.0
+
+
 def test_a_process_that_was_lost_between_two_steps(server: LocalServer, client: Client) -> None:
     server.scenarios.interrupt_after(10)
 
@@ -304,7 +316,7 @@ def test_all_steps_share_the_directory_of_the_checkpoints(server: LocalServer, c
     ("given", "text"),
     [
         ({"options": []}, r"^fallbacks: expected a list of dicts of submit options .*, got \[\]"),
-        ({"options": [{}]}, r"^fallbacks: expected a list of dicts"),
+        ({"options": [None]}, r"^fallbacks: expected a list of dicts"),
         ({"options": [{"max_price": 2}], "on_exit": {0: "next"}}, r"^on_exit: expected exit statuses from 1"),
         (
             {"options": [{"max_price": 2}], "on_exit": {137: 3}},

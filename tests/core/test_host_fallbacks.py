@@ -54,7 +54,7 @@ def test_each_option_that_a_fallback_can_have_is_one_of_submit() -> None:
         ("on-demand", None, r"^fallbacks: expected a list of dicts .* got 'on-demand'"),
         ({"spot_policy": "spot"}, None, r"^fallbacks: expected a list of dicts .* got \{'spot_policy'"),
         (["on-demand"], None, r"^fallbacks: expected a list of dicts"),
-        ([*ON_DEMAND, {}], None, r"^fallbacks: expected a list of dicts"),
+        ([*ON_DEMAND, None], None, r"^fallbacks: expected a list of dicts"),
         ([*ON_DEMAND, {"env": {}}], None, r"^fallbacks\[1\]: .* \(backends, .*, survive\), got 'env'"),
         ([{"max_cost": 3}], None, r"^fallbacks\[0\]: .*, got 'max_cost'"),
         ([{"tags": {}}], None, r"^fallbacks\[0\]: .*, got 'tags'"),
