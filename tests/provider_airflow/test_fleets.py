@@ -172,15 +172,32 @@ def test_a_fleet_whose_machines_do_not_come_is_deleted(client: Client) -> None:
     assert all(fleet.is_terminating for fleet in client.fleets.list())
 
 
-def test_a_task_that_is_killed_deletes_its_fleet(client: Client, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_task_that_is_killed_deletes_its_fleet(client: Client) -> None:
     task = create({"nodes": 1, "max_price": 0.01}, poll_interval=60)
     timer = threading.Timer(0.7, task.on_kill)
     timer.start()
     with pytest.raises(DstackRunInterrupted, match="ended before its fleet had its machines"):
         task.execute(context_of())
     timer.join()
-    assert "".join(capfd.readouterr()).count("of this task is deleted") == 1
     assert all(fleet.is_terminating for fleet in client.fleets.list())
+
+
+def test_a_killed_task_logs_the_end_of_its_fleet_once(
+    client: Client, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kill is handled in the task's own thread, in the midst of a wait."""
+    task = create({"nodes": 1, "max_price": 0.01}, poll_interval=60)
+    wait = task._sleep
+
+    def killed(seconds: float) -> None:
+        if seconds:
+            task.on_kill()
+        wait(seconds)
+
+    monkeypatch.setattr(task, "_sleep", killed)
+    with pytest.raises(DstackRunInterrupted):
+        task.execute(context_of())
+    assert "".join(capfd.readouterr()).count("of this task is deleted") == 1
 
 
 def test_a_server_that_is_away_is_reported(server: LocalServer) -> None:
