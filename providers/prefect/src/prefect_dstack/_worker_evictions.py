@@ -18,6 +18,7 @@ from uuid import UUID
 
 from prefect.states import AwaitingRetry
 
+from prefect_dstack._machine_fallbacks import may_continue
 from prefect_dstack.credentials import PATIENT_TIMEOUT
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
     from dstack_core import AsyncClient, AsyncRun, Outcome
     from dstack_core.integration import StopResult
+    from prefect_dstack._machine_fallbacks import MachineStep
 
 # Prefect kills the process of such a flow run within 30 s, and dstack ends the machine then. A shorter time
 # stops a machine that is about to end; a longer one pays for one that is not.
@@ -36,9 +38,20 @@ _STOPPED_SECONDS = 600.0
 _LOOK_SECONDS = 2.0
 
 
-async def reschedule(api: PrefectClient, flow_run_id: UUID, outcome: Outcome, logger: Any) -> bool:
-    """Schedule the flow run of an interrupted machine again; return whether Prefect accepted that."""
-    message = f"The machine of run {outcome.run_name} was interrupted."
+async def reschedule(
+    api: PrefectClient,
+    flow_run_id: UUID,
+    outcome: Outcome,
+    logger: Any,
+    step: MachineStep | None = None,
+) -> bool:
+    """Schedule the flow run of a machine that ended again; return whether Prefect accepted that.
+
+    ``step`` is the one that follows; without any, the machine was interrupted, and the next one has the same
+    options.
+    """
+    ended = "was interrupted" if step is None else outcome.message
+    message = f"The machine of run {outcome.run_name} {ended}."
     try:
         result: OrchestrationResult[Any] = await api.set_flow_run_state(
             flow_run_id, AwaitingRetry(message=message)
@@ -48,16 +61,14 @@ async def reschedule(api: PrefectClient, flow_run_id: UUID, outcome: Outcome, lo
         return False
     is_scheduled = result.state is not None and result.state.is_scheduled()
     if is_scheduled:
-        logger.warning("%s The flow run is scheduled again and gets another machine.", message)
+        machine = "another machine" if step is None else f"another machine: {step}"
+        logger.warning("%s The flow run is scheduled again and gets %s.", message, machine)
     return is_scheduled
 
 
 def may_be_rescheduled(flow_run: FlowRun | None, outcome: Outcome) -> bool:
     """Whether the flow run has not ended, or only by the interruption of its machine."""
-    state = None if flow_run is None else flow_run.state
-    if outcome.category != "spot.interrupted" or state is None or state.is_cancelling():
-        return False
-    return state.is_crashed() or not state.is_final()
+    return outcome.category == "spot.interrupted" and may_continue(flow_run)
 
 
 def is_scheduled(flow_run: FlowRun | None) -> bool:

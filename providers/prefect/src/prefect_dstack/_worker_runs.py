@@ -25,6 +25,7 @@ from prefect.states import Cancelled
 
 from prefect_dstack._end_reports import StoppingReport
 from prefect_dstack._log_relay import client_warnings_in
+from prefect_dstack._machine_fallbacks import check_steps, step_of
 from prefect_dstack._names import former_machine_name, worker_marker_prefix
 from prefect_dstack._secrets import git_credentials_named
 from prefect_dstack._worker_evictions import stop_machine, wait_for_end
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
     from dstack_core import AsyncClient, AsyncRun
     from dstack_core.integration import AttemptNames
+    from prefect_dstack._submission import Submission
     from prefect_dstack._worker_variables import DstackJobConfiguration
 
 # A worker has time: an outage of the dstack server of some minutes must not fail the flow run.
@@ -87,6 +89,7 @@ async def submit_once(
         logger.warning(warning)
     arguments = {
         **submission.arguments,
+        **await _options_of_step(client, names, last + 1, configuration, submission),
         "run_name": names.ref(last + 1).name,
         "marker": names.ref(last + 1).marker,
         "retry_budget": SUBMIT_BUDGET,
@@ -104,6 +107,21 @@ async def submit_once(
     if run is None:
         raise RunNotFoundError(f"Run {arguments['run_name']} was submitted, and deleted a moment later.")
     return run
+
+
+async def _options_of_step(
+    client: AsyncClient,
+    names: AttemptNames,
+    number: int,
+    configuration: DstackJobConfiguration,
+    submission: Submission,
+) -> dict[str, Any]:
+    """Return the options of the fallback that the machine of that number has; none for the first step."""
+    ladder = configuration.ladder
+    if ladder is None:
+        return {}
+    check_steps(client, submission, names, ladder["fallbacks"])
+    return (await step_of(client, names, number, **ladder)).options
 
 
 async def find(

@@ -98,6 +98,14 @@ class MachineFields(BaseModel):
     retry: bool | dict[str, Any] | None = Field(
         default=None, description="When dstack tries again, such as {on_events: [no-capacity], duration: 1h}."
     )
+    fallbacks: list[dict[str, Any]] | None = Field(
+        default=None,
+        description="What the next machines have, if one is lost or not found: [{spot_policy: on-demand}].",
+    )
+    fallback_on_exit: dict[str, int | Literal["next"]] | None = Field(
+        default=None,
+        description="Exit statuses of the machine that lead to the next of fallbacks, too: {137: next}.",
+    )
     backends: list[str] | None = Field(default=None, description="The only clouds to take machines from.")
     working_dir: str | None = Field(
         default=None, description="Where the command starts, relative to the code's directory, or absolute."
@@ -183,13 +191,14 @@ class DstackJobConfiguration(MachineFields, BaseJobConfiguration):
         """Return what becomes of the flow run on a SIGTERM, as of a machine that shuts down.
 
         If dstack starts the machine again, it stays Running: Prefect would mark it as Crashed, and the worker
-        would then stop the new machine. Otherwise it is scheduled again, unless its code is with a caller who
-        runs it once. Source: Prefect, ``prefect flow-run execute``; versions without a value ignore it.
+        would then stop the new machine. Otherwise it is scheduled again, unless its code is a bundle, which
+        goes to the first machine alone. Source: Prefect, ``prefect flow-run execute``; versions without a
+        value ignore it.
         """
         retry = self.configuration.get("retry") if self.retry is None else self.retry
         if _has_interruption(retry, "on_events") or _has_interruption(self.survive, "events"):
             return {_SIGTERM: "relinquish"}
-        return {} if bundle_is == _bundles.WITH_CALLER else {_SIGTERM: _RESCHEDULE}
+        return {_SIGTERM: _RESCHEDULE} if bundle_is is None else {}
 
     def prepare_for_flow_run(
         self,
@@ -233,6 +242,24 @@ class DstackJobConfiguration(MachineFields, BaseJobConfiguration):
     def is_rescheduled(self) -> bool:
         """Whether the flow run is scheduled again when its machine is interrupted."""
         return self.env.get(_SIGTERM) == _RESCHEDULE
+
+    @property
+    def ladder(self) -> dict[str, Any] | None:
+        """The ``fallbacks`` of the machine, and the ``max_cost`` of all its steps; None without any.
+
+        Raises ``ConfigurationError``.
+        """
+        from dstack_core.integration import host_fallbacks
+
+        fallbacks = host_fallbacks(self.fallbacks, self.fallback_on_exit)
+        if fallbacks is None:
+            return None
+        if self._bundle_is is not None:
+            _refuse(
+                "fallbacks: expected a flow run of a deployment, got one of @dstack, whose code goes to its "
+                "first machine alone. Deploy the flow, or use survive."
+            )
+        return {"fallbacks": fallbacks, "max_cost": self.max_cost}
 
     @property
     def lacks_bundle(self) -> bool:

@@ -33,6 +33,7 @@ from prefect_dstack import _bundles, _report
 from prefect_dstack._callbacks import load_in_worker, load_what_can_be, notifier_of_worker
 from prefect_dstack._end_reports import StoppingReport, flow_run_of
 from prefect_dstack._log_relay import Relay
+from prefect_dstack._machine_fallbacks import may_continue, step_after
 from prefect_dstack._orphaned_runs import stop_left_over
 from prefect_dstack._stop import BACKSTOP
 from prefect_dstack._worker_evictions import is_scheduled, may_be_rescheduled, reschedule, stop_machine
@@ -272,9 +273,14 @@ class DstackWorker(BaseWorker[DstackJobConfiguration, DstackVariables, DstackWor
         if is_elsewhere or self._watched[flow_run.id] > 1:
             # Handed out again meanwhile: who watches its next execution reports how it ends.
             return DstackWorkerResult(identifier=name, status_code=0)
-        if is_scheduled(found) or (configuration.is_rescheduled and may_be_rescheduled(found, outcome)):
+        step = None
+        if configuration.ladder is not None and may_continue(found):
+            names = configuration.names(flow_run.id)
+            step = await step_after(client, names, run, outcome, configuration.ladder)
+        is_evicted = configuration.is_rescheduled and may_be_rescheduled(found, outcome)
+        if is_scheduled(found) or is_evicted or step is not None:
             await self._stop_left_over(flow_run, configuration, crashed=True)
-            if is_scheduled(found) or await reschedule(self.client, flow_run.id, outcome, logger):
+            if is_scheduled(found) or await reschedule(self.client, flow_run.id, outcome, logger, step):
                 return DstackWorkerResult(identifier=name, status_code=0)
         has_ended = end_of(found) is not None
         # In the background: Prefect learns of the end only when this returns.
