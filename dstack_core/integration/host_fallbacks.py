@@ -26,7 +26,7 @@ FALLBACK_OPTIONS = (
 
 def host_fallbacks(
     fallbacks: Sequence[Mapping[str, Any]] | None,
-    on_exit: Mapping[int, int | Literal["next"]] | None,
+    on_exit: Mapping[int, int | Literal["next"]] | Mapping[str, int | Literal["next"]] | None,
 ) -> Fallbacks | None:
     """Return the fallbacks of a task, None if it has none; for the parameters of an engine's task.
 

@@ -112,11 +112,11 @@ LAYERS: dict[str, list[set[str]]] = {
             "run_dict",
         },
         # What is submitted, and where a run is shown in Prefect.
-        {"_fallback_steps", "_log_relay", "_machine_fallbacks", "_options", "_report"},
+        {"_fallback_steps", "_log_relay", "_options", "_report"},
         {"_bundles", "_callbacks", "_end_reports", "_followers", "_function_options", "_live_artifacts"},
         {"_judge", "_owned_fleets", "_owned_volumes", "_submission", "flow_future"},
         # The blocks, and the clients made of them.
-        {"_block_submission", "cache", "credentials"},
+        {"_block_submission", "_machine_fallbacks", "cache", "credentials"},
         {"_orphaned_resources", "_stop", "_worker_evictions", "_worker_variables"},
         # One execution, and the dstack run of a worker's flow run.
         {"_job", "_orphaned_runs", "_worker_runs"},

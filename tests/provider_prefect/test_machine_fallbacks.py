@@ -150,7 +150,9 @@ def test_max_cost_is_for_all_machines(pool: str, dstack: LocalServer, credential
     made = configuration(credentials, "sleep 1", max_cost=20.0)
     assert executed(pool, flow_run, made, Running(), Running())[0] == 0
     first, second = (float(run.env["DSTACK_MAX_COST"]) for run in sorted(machines_of(made), key=_number))
-    assert (first, second) == (20.0, pytest.approx(20.0 - outcome_of(all_runs(dstack)[0]).cost))
+    assert first == 20.0
+    assert second == pytest.approx(20.0 - outcome_of(all_runs(dstack)[0]).cost)
+    assert second < 20.0
 
 
 def _number(run: Any) -> int:
