@@ -3,8 +3,8 @@
 The problem: a flow run is executed again on a machine of its own, by whichever worker gets it. That worker
 may not have seen the machines before.
 
-The idea: the machines of a flow run are numbered, and what follows one depends on its end alone. A worker that
-submits or watches a machine reads the ends of those before it, and each comes to the same step.
+The idea: the machines of a flow run are numbered, and what follows one depends on its end alone. A worker
+that submits or watches a machine reads the ends of those before it, and each comes to the same step.
 
 The invariant: a step is never repeated for its end. A flow run that is executed again for another reason,
 such as an interruption in the last step, stays at its step.
