@@ -21,8 +21,9 @@ from prefect_dstack._worker_variables import DstackJobConfiguration, DstackVaria
 
 MAIN = Path(prefect_dstack.__file__).parent / "_bundle_main.py"
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
-# Variables of a pool that a flow does not set: its command, and what Prefect's own decorators leave out too.
-NOT_SET = {"command", "name", "labels", "args", "credentials"}
+# Variables of a pool that a flow does not set: its command, what Prefect's own decorators leave out too, and what
+# needs a machine to which the code goes again.
+NOT_SET = {"command", "name", "labels", "args", "credentials", "fallbacks", "fallback_on_exit"}
 
 
 @flow

@@ -70,7 +70,7 @@ def test_the_block_has_every_option_and_nothing_else() -> None:
 @pytest.mark.parametrize("kind", [DstackVariables, DstackJobConfiguration])
 def test_a_work_pool_has_every_option_and_nothing_else(kind: Any) -> None:
     # A flow run returns its results through Prefect.
-    wanted = {IN_A_POOL.get(name, name) for name in OPTION_NAMES - STEP_NAMES - {"reports"}}
+    wanted = {IN_A_POOL.get(name, name) for name in OPTION_NAMES - {"reports"}}
     assert set(kind.model_fields) - set(NO_OPTIONS) == wanted
 
 
