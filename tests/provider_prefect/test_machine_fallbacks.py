@@ -15,6 +15,7 @@ from prefect.states import Cancelling, Completed, Crashed, Pending, Running
 import dstack_core as core
 from dstack_core.local import LocalServer
 from prefect_dstack import DstackCredentials, DstackWorker, _bundles
+from prefect_dstack._secrets import GitLogin
 from prefect_dstack._worker_variables import DstackJobConfiguration
 
 from .machines import START_SECONDS, deploy, new_pool, start, the_line, worker
@@ -185,7 +186,11 @@ def test_wrong_fallbacks_submit_no_machine(
 
 
 def test_a_bundle_goes_to_one_machine(credentials: DstackCredentials) -> None:
-    made = configuration(credentials, "true")
-    made._bundle_is = _bundles.IN_ARTIFACT
-    with pytest.raises(core.ConfigurationError, match=r"^fallbacks: expected a flow run of a deployment"):
-        assert made.ladder
+    """The work pool may have fallbacks for its other flow runs."""
+    deployed, of_dstack = configuration(credentials, "true"), configuration(credentials, "true")
+    of_dstack._bundle_is = _bundles.IN_ARTIFACT
+    assert deployed.ladder is not None
+    assert deployed.submission(GitLogin()).warnings == []
+    assert of_dstack.ladder is None
+    (warning,) = of_dstack.submission(GitLogin()).warnings
+    assert warning.startswith("fallbacks: not used for a flow of @dstack")

@@ -54,6 +54,10 @@ _NOT_PASSED_ON = ("PREFECT_HOME", "PREFECT_PROFILES_PATH", "PREFECT_SERVER_", "P
 # The flow's own log records reach Prefect from the machine, and its console would repeat them. What the flow
 # prints must arrive when it is printed.
 _DEFAULTS = {"PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL", "PYTHONUNBUFFERED": "1"}
+_NO_FALLBACKS = (
+    "fallbacks: not used for a flow of @dstack, whose code goes to its first machine alone. Deploy the flow, "
+    "or use survive."
+)
 _SIGTERM, _RESCHEDULE = "PREFECT_FLOW_RUN_EXECUTE_SIGTERM_BEHAVIOR", "reschedule"
 _IMAGE = "What the machine runs in; it must hold Prefect. Without one, Prefect's own image of this version."
 _REST = "Further keys of a .dstack.yml, such as fleets, regions, volumes or user."
@@ -247,18 +251,13 @@ class DstackJobConfiguration(MachineFields, BaseJobConfiguration):
     def ladder(self) -> dict[str, Any] | None:
         """The ``fallbacks`` of the machine, and the ``max_cost`` of all its steps; None without any.
 
-        Raises ``ConfigurationError``.
+        A bundle goes to the first machine alone. Raises ``ConfigurationError``.
         """
         from dstack_core.integration import host_fallbacks
 
         fallbacks = host_fallbacks(self.fallbacks, self.fallback_on_exit)
-        if fallbacks is None:
+        if fallbacks is None or self._bundle_is is not None:
             return None
-        if self._bundle_is is not None:
-            _refuse(
-                "fallbacks: expected a flow run of a deployment, got one of @dstack, whose code goes to its "
-                "first machine alone. Deploy the flow, or use survive."
-            )
         return {"fallbacks": fallbacks, "max_cost": self.max_cost}
 
     @property
@@ -339,7 +338,7 @@ class DstackJobConfiguration(MachineFields, BaseJobConfiguration):
         given["reports"] = False
         if self.repo_dir is not None:
             given["repo_dir"] = self._repo_dir()
-        return resolve(
+        found = resolve(
             self.task(),
             given,
             login,
@@ -348,6 +347,9 @@ class DstackJobConfiguration(MachineFields, BaseJobConfiguration):
             # A work pool may set mask_env for flow runs of which not all have the variable.
             names_exist=self._has_own_mask,
         )
+        if self.fallbacks and self.ladder is None:
+            found.warnings.append(_NO_FALLBACKS)
+        return found
 
     def secrets_in(self, env: Mapping[str, str]) -> list[str]:
         """Return what a log must not show, of the machine's environment and its registry's password."""
