@@ -95,6 +95,7 @@ def test_an_exception_deletes_the_secret(dstack: LocalServer, credentials: Dstac
 def test_a_cancelled_async_block_deletes_the_secret(
     dstack: LocalServer, credentials: DstackCredentials
 ) -> None:
+    @flow
     async def main() -> None:
         entered = asyncio.Event()
 
@@ -104,7 +105,7 @@ def test_a_cancelled_async_block_deletes_the_secret(
                 await asyncio.sleep(60)
 
         running = asyncio.ensure_future(endless())
-        await entered.wait()
+        await asyncio.wait_for(entered.wait(), 60)
         running.cancel()
         with pytest.raises(asyncio.CancelledError):
             await running
