@@ -34,7 +34,8 @@ def test_without_fallbacks_there_are_none() -> None:
 
 
 def test_numbers_may_be_digits_as_json_and_templates_make_them() -> None:
-    found = host_fallbacks(ON_DEMAND, {"137": "next", "9": "2", 3: 2})  # type: ignore[dict-item]
+    given: Any = {"137": "next", "9": "2", 3: 2}
+    found = host_fallbacks(ON_DEMAND, given)
     assert found == Fallbacks(ON_DEMAND, {137: "next", 9: 2, 3: 2})
 
 

@@ -22,7 +22,7 @@ def test_passes():
     calls.write_text(calls.read_text() + "x" if calls.exists() else "x")
 """
 ALWAYS = "def test_fails():\n    assert False\n"
-MANY = "import pytest\n\n@pytest.mark.parametrize('x', range(4))\ndef test_fails(x):\n    assert False\n"
+MANY = "import pytest\n\n@pytest.mark.parametrize('x', range(6))\ndef test_fails(x):\n    assert False\n"
 
 
 @pytest.fixture

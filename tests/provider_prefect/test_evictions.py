@@ -86,7 +86,8 @@ def test_what_becomes_of_the_flow_run_of_an_interrupted_machine(
     tmp_path: Path,
 ) -> None:
     flow_run = start(deploy(pool))
-    dstack.scenarios.interrupt_after(0.2, noticed_after=0)
+    # Long enough for the state to be set first, on a busy machine, too.
+    dstack.scenarios.interrupt_after(4, noticed_after=0)
     made = configuration(credentials, "sleep 60", **env)
 
     async def go() -> int:

@@ -139,7 +139,8 @@ def test_a_flow_run_that_has_ended_gets_no_further_machine(
     pool: str, dstack: LocalServer, credentials: DstackCredentials, state: Any, end: str
 ) -> None:
     flow_run = start(deploy(pool))
-    dstack.scenarios.interrupt_after(1, noticed_after=0)
+    # Long enough for the state to be set first, on a busy machine, too.
+    dstack.scenarios.interrupt_after(4, noticed_after=0)
     assert executed(pool, flow_run, configuration(credentials, "sleep 60"), state) == [0]
     assert state_of(flow_run.id).name == end
     assert len(dstack.runs) == 1
