@@ -134,15 +134,18 @@ def test_an_exit_status_of_the_machine_leads_on_if_it_is_named(
     assert (state_of(flow_run.id).name == "AwaitingRetry") == (status == 137)
 
 
-@pytest.mark.parametrize(("state", "end"), [(Cancelling(), "Cancelled"), (Completed(), "Completed")])
+# The worker may stop the machine and set Cancelled before the interruption, or see the interruption first.
+@pytest.mark.parametrize(
+    ("state", "ends"), [(Cancelling(), ("Cancelled", "Cancelling")), (Completed(), ("Completed",))]
+)
 def test_a_flow_run_that_has_ended_gets_no_further_machine(
-    pool: str, dstack: LocalServer, credentials: DstackCredentials, state: Any, end: str
+    pool: str, dstack: LocalServer, credentials: DstackCredentials, state: Any, ends: tuple[str, ...]
 ) -> None:
     flow_run = start(deploy(pool))
     # Long enough for the state to be set first, on a busy machine, too.
     dstack.scenarios.interrupt_after(4, noticed_after=0)
     assert executed(pool, flow_run, configuration(credentials, "sleep 60"), state) == [0]
-    assert state_of(flow_run.id).name == end
+    assert state_of(flow_run.id).name in ends
     assert len(dstack.runs) == 1
 
 
