@@ -88,6 +88,18 @@ class Fallbacks:
         """The number of the last step; the first run is step 1."""
         return len(self.options) + 1
 
+    def changes(self, number: int) -> Mapping[str, Any]:
+        """Return the options of a step that differ from those of step 1.
+
+        A step that an earlier version of the job had, with more fallbacks, is taken for the last one.
+        """
+        return {} if number == 1 else self.options[min(number, self.last) - 2]
+
+    def describe(self, number: int) -> str:
+        """Return those options for a log line: ``spot_policy=on-demand, max_price=2.0``."""
+        shown = ", ".join(f"{name}={_shown(value)}" for name, value in self.changes(number).items())
+        return shown or "the same options"
+
     def step_after(self, number: int, outcome: Outcome) -> int | None:
         """Return the number of the step that follows the end of a step, None if the job has ended with it.
 
@@ -248,10 +260,9 @@ class Steps:
 
     def describe(self) -> str:
         """Return the step that is next in one line: ``Step 2 of 3: run train-s2 with max_price=2.0.``"""
-        changes = self._changes(self._number)
-        shown = ", ".join(f"{name}={_shown(value)}" for name, value in changes.items())
-        name = step_ref(self._first, self._number).name
-        return f"Step {self._number} of {self.fallbacks.last}: run {name} with {shown or 'the same options'}."
+        number, name = self._number, step_ref(self._first, self._number).name
+        with_ = self.fallbacks.describe(number)
+        return f"Step {number} of {self.fallbacks.last}: run {name} with {with_}."
 
     def refused(self, error: ConfigurationError) -> RunFinished:
         """Return the end of a job if the rest of ``max_cost`` pays for no further step, else raise."""
@@ -263,17 +274,10 @@ class Steps:
         return replace(self._end, outcome=replace(outcome, message=message))
 
     def _options_of(self, number: int) -> Any:
-        options = {**self._given, **self._changes(number)}
+        options = {**self._given, **self.fallbacks.changes(number)}
         if number > 1 and (left := self._left()) is not None and left > 0:
             options["max_cost"] = left
         return options
-
-    def _changes(self, number: int) -> Mapping[str, Any]:
-        """Return the options of a step that differ from those of step 1.
-
-        A step that an earlier version of the job had, with more fallbacks, is taken for the last one.
-        """
-        return {} if number == 1 else self.fallbacks.options[min(number, self.fallbacks.last) - 2]
 
     def _left(self) -> float | None:
         """Return what of ``max_cost`` is left, None without one."""

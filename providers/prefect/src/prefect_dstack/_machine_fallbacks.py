@@ -44,14 +44,13 @@ class MachineStep:
     @property
     def options(self) -> dict[str, Any]:
         """The options that differ from those of the first machine."""
-        changes = dict(self.fallbacks.options[self.number - 2]) if self.number > 1 else {}
-        left = {} if self.max_cost is None else {"max_cost": self.max_cost - self.cost}
-        return {**changes, **left} if self.number > 1 else {}
+        changes = dict(self.fallbacks.changes(self.number))
+        if self.number > 1 and self.max_cost is not None:
+            changes["max_cost"] = self.max_cost - self.cost
+        return changes
 
     def __str__(self) -> str:
-        changes = self.fallbacks.options[self.number - 2] if self.number > 1 else {}
-        shown = ", ".join(f"{name}={value}" for name, value in changes.items()) or "the same options"
-        return f"step {self.number} of {self.fallbacks.last}, with {shown}"
+        return f"step {self.number} of {self.fallbacks.last}, with {self.fallbacks.describe(self.number)}"
 
 
 def check_steps(

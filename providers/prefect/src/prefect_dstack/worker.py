@@ -274,9 +274,8 @@ class DstackWorker(BaseWorker[DstackJobConfiguration, DstackVariables, DstackWor
             # Handed out again meanwhile: who watches its next execution reports how it ends.
             return DstackWorkerResult(identifier=name, status_code=0)
         step = None
-        if configuration.ladder is not None and may_continue(found):
-            names = configuration.names(flow_run.id)
-            step = await step_after(client, names, run, outcome, configuration.ladder)
+        if (ladder := configuration.ladder) is not None and may_continue(found):
+            step = await step_after(client, configuration.names(flow_run.id), run, outcome, ladder)
         is_evicted = configuration.is_rescheduled and may_be_rescheduled(found, outcome)
         if is_scheduled(found) or is_evicted or step is not None:
             await self._stop_left_over(flow_run, configuration, crashed=True)
